@@ -1,0 +1,46 @@
+"""Custom callback hooks of one PPO iteration, dispatched over the trainer's callbacks in their YAML order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import lightning as L
+
+if TYPE_CHECKING:
+    from lightning_dterm.types import Rollout
+
+HookName = Literal["on_rollout_end", "on_rewards_end", "on_update_end"]
+
+
+class RolloutCallback(L.Callback):
+    """A Lightning callback that also takes part in the PPO iteration. Override what you need.
+
+    The hooks run inside ``training_step``, where ``pl_module.log`` works and no rollout is in flight at a checkpoint.
+    """
+
+    def on_phase_start(self, trainer: L.Trainer, pl_module: L.LightningModule, phase: str) -> None:
+        """A phase begins: ``rollout``, ``reward``, ``weighting``, ``attribution``, ``advantage``, ``update``."""
+
+    def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+        """Completions are sampled; reward callbacks fill ``scores``, ``evidence`` and ``outcome`` here."""
+
+    def on_rewards_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+        """Scores and ``alpha`` are known; attribution callbacks fill ``token_rewards`` here."""
+
+    def on_update_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+        """The policy is updated; everything about the rollout is known, ``advantages`` and ``metrics`` included."""
+
+
+def dispatch(trainer: L.Trainer, pl_module: L.LightningModule, hook: HookName, rollout: Rollout) -> None:
+    """Call ``hook`` on every :class:`RolloutCallback`, inside the profiler's context."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RolloutCallback):
+            with trainer.profiler.profile(f"[RolloutCallback]{callback.state_key}.{hook}"):  # type: ignore[attr-defined]
+                getattr(callback, hook)(trainer, pl_module, rollout)
+
+
+def announce_phase(trainer: L.Trainer, pl_module: L.LightningModule, phase: str) -> None:
+    """Tell every :class:`RolloutCallback` which phase begins."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RolloutCallback):
+            callback.on_phase_start(trainer, pl_module, phase)
