@@ -1,0 +1,89 @@
+# Two commands are enough on a machine with Python >= 3.10:
+#   make quickstart   install the pinned set into .venv, train on the embedded benchmark, print before/after
+#   make test         same installation, run the test suite
+# Further: make venv | lint | format | types | wheel | clean
+#
+# Variables: PYTHON=python3.12 (interpreter for .venv), TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+# (where to take torch from), PYTEST_ARGS="-x tests/test_cli.py", QUICKSTART_ARGS="--trainer.max_steps 10".
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+TORCH := torch==2.13.0
+TORCH_PIP_ARGS ?=
+PYTEST_ARGS ?=
+QUICKSTART_ARGS ?=
+SUMMARY := runs/quickstart/summary.json
+
+# Several threads slow small CPU models down (they wait for one another); tokenizers' own threads fork badly.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help venv quickstart test lint format types wheel clean
+
+help:
+	@sed -n '1,/^$$/p' Makefile | sed 's/^# \{0,1\}//'
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+	  for candidate in python3 python3.13 python3.12 python3.11 python3.10; do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	      python="$$candidate"; break; \
+	    fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "error: no Python >= 3.10 found (tried python3 and python3.10 to python3.13); install one or say make PYTHON=/path/to/python" >&2; exit 1; \
+	fi; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "error: $$python is not a Python >= 3.10; install one or say make PYTHON=/path/to/python" >&2; exit 1; }; \
+	if ! [ -x $(PY) ]; then \
+	  echo "creating $(VENV) with $$($$python --version)"; \
+	  "$$python" -m venv $(VENV) \
+	    || { rm -rf $(VENV); echo "error: '$$python -m venv' failed; on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }; \
+	fi
+	$(PY) -m pip install --quiet -c constraints.txt $(TORCH_PIP_ARGS) $(TORCH)
+	$(PY) -m pip install --quiet -c constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)
+	@if [ -f $(SUMMARY) ]; then \
+	  echo "quickstart has already run; to run it anew: rm -r runs/quickstart && make quickstart"; \
+	else \
+	  $(PY) train.py fit --config configs/quickstart.yaml $(QUICKSTART_ARGS); \
+	fi
+	@$(PY) -m lightning_dterm.cli summary $(SUMMARY)
+
+test: $(STAMP)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# Type checkers do not follow the package-dir mapping: check a tree laid out as the wheel lays it out.
+types: $(STAMP)
+	@root="$$PWD"; tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
+	cp -r lightning_dterm "$$tree/"; \
+	for part in data callbacks configs; do cp -r "$$part" "$$tree/lightning_dterm/$$part"; done; \
+	cd "$$tree"; "$$root/$(PY)" -m mypy --config-file "$$root/pyproject.toml" --cache-dir "$$root/.mypy_cache" -p lightning_dterm
+
+wheel: $(STAMP)
+	rm -rf build dist
+	$(PY) -m build --wheel --no-isolation --outdir dist .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

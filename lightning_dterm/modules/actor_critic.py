@@ -1,0 +1,313 @@
+"""Actor, reference and critic behind one ``forward``, with full fine-tuning or LoRA on a single shared base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm
+from lightning_dterm.rl.logprobs import token_logprobs
+
+CriticKind = Literal["separate", "shared", "adapter"]
+# Heads that change logits after the projection: the projection alone would score another distribution.
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the actor.
+
+    Attributes:
+        rank: Width of the adapters.
+        alpha: Scale; the update is multiplied by ``alpha / rank``.
+        target_modules: Module names to adapt, or ``all-linear``.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class CriticConfig:
+    """Where values come from.
+
+    Attributes:
+        kind: ``separate`` - a trunk of its own, started from the actor's weights; ``shared`` - a head on the actor's
+            trunk (cheapest); ``adapter`` - a second LoRA adapter on the one base (needs LoRA).
+    """
+
+    kind: CriticKind = "separate"
+
+
+class Scores(NamedTuple):
+    """What :meth:`ActorCritic.forward` returns; all ``[B, T]`` float32, 0 outside the mask, None where not asked."""
+
+    logprobs: Tensor | None
+    ref_logprobs: Tensor | None
+    values: Tensor | None
+    entropy: Tensor | None
+
+
+@dataclass
+class _Batch:
+    """Joined prompts and responses ``[B, P + R]`` without all-padding columns; ``response_mask`` is ``[B, R]``.
+
+    ``start`` is P, ``width`` the T that results are padded back to.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    position: Tensor
+    start: int
+    response_mask: Tensor
+    width: int
+
+
+class ActorCritic(nn.Module):
+    """The trainable actor, its critic and the frozen reference.
+
+    Without LoRA the reference is a frozen copy of the actor; with LoRA one base model serves the actor (adapter on),
+    the reference (adapter off) and, where ``critic.kind`` is ``adapter``, the critic (its own adapter).
+
+    Args:
+        actor: What to load.
+        critic: Where values come from.
+        lora: Adapters; None is full fine-tuning.
+        with_reference: Keep a reference model (not needed when KL is neither penalised nor reported).
+
+    Raises:
+        ActorLoadError: If the actor cannot be loaded.
+        ValueError: If the critic's kind does not go with the other settings.
+    """
+
+    def __init__(
+        self, actor: ActorConfig, critic: CriticConfig, lora: LoraSettings | None = None, with_reference: bool = True
+    ) -> None:
+        super().__init__()
+        _check(actor, critic, lora)
+        base = load_causal_lm(actor)
+        self.kind = critic.kind
+        self.fingerprint = fingerprint(base)
+        self.reference: nn.Module | None = None
+        self.critic: nn.Module | None = None
+        if critic.kind == "separate":
+            self.critic = copy.deepcopy(base.base_model)
+        if lora is None:
+            self.reference = copy.deepcopy(base).requires_grad_(False) if with_reference else None
+            self.actor: nn.Module = base
+        else:
+            self.actor = _with_adapters(base, lora, critic.kind)
+        self.uses_lora = lora is not None
+        self.with_reference = with_reference
+        self.value_head = nn.Linear(base.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.gradient_checkpointing = actor.gradient_checkpointing
+        self.train(False)
+
+    def train(self, mode: bool = True) -> ActorCritic:
+        """Stay in evaluation mode: dropout is off in rollouts and updates alike.
+
+        Only gradient checkpointing, which transformers ties to training mode, follows ``mode``; dropout
+        probabilities were set to 0 on loading.
+        """
+        return super().train(mode and self.gradient_checkpointing)
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The actor as a transformers model (with LoRA: the base model with its adapters in place)."""
+        model = self.actor.get_base_model() if isinstance(self.actor, PeftModel) else self.actor
+        assert isinstance(model, PreTrainedModel)
+        return model
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters of the actor."""
+        return [p for n, p in self.actor.named_parameters() if p.requires_grad and ".critic." not in n]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters of the critic and its value head."""
+        own = list(self.critic.parameters()) if self.critic is not None else []
+        adapter = [p for n, p in self.actor.named_parameters() if p.requires_grad and ".critic." in n]
+        return [*own, *adapter, *self.value_head.parameters()]
+
+    def forward(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        response_mask: Tensor,
+        *,
+        actor: bool = False,
+        reference: bool = False,
+        critic: bool = False,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+    ) -> Scores:
+        """Score given responses.
+
+        Args:
+            prompt_ids / prompt_mask: ``[B, P]``, left-padded.
+            response_ids / response_mask: ``[B, T]``, right-padded.
+            actor / reference / critic: Which of the three to run.
+            temperature: The sampling temperature: log-probabilities are those of the distribution sampled from.
+            entropy_gradient: Let gradients flow through the entropy.
+        """
+        batch = _join(prompt_ids, prompt_mask, response_ids, response_mask)
+        logprobs = ref_logprobs = values = entropy = None
+        if actor:
+            with self._adapter("actor"):
+                hidden = self._hidden(self.language_model, batch)
+                logprobs, entropy = self._logprobs(self.language_model, hidden, batch, temperature, entropy_gradient)
+            if critic and self.kind == "shared":
+                values = self._values(hidden, batch)
+        if critic and values is None:
+            values = self._critic_values(batch)
+        if reference:
+            ref_logprobs = self._reference_logprobs(batch, temperature)
+        return Scores(logprobs, ref_logprobs, values, entropy)
+
+    def _critic_values(self, batch: _Batch) -> Tensor:
+        if self.critic is not None:
+            return self._values(self._trunk(self.critic, batch), batch)
+        with self._adapter("critic" if self.kind == "adapter" else "actor"):
+            return self._values(self._hidden(self.language_model, batch), batch)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: _Batch, temperature: float) -> Tensor:
+        if self.reference is None and not self.uses_lora:
+            raise RuntimeError("this ActorCritic was built without a reference model")
+        model = self.language_model if self.reference is None else self.reference
+        with self._adapter(None):
+            hidden = self._hidden(model, batch)
+            return self._logprobs(model, hidden, batch, temperature, False)[0]
+
+    def _hidden(self, model: nn.Module, batch: _Batch) -> Tensor:
+        return self._trunk(model.base_model, batch)  # type: ignore[arg-type]
+
+    def _trunk(self, trunk: nn.Module, batch: _Batch) -> Tensor:
+        """``[N, h]`` hidden states from which the N response tokens are predicted."""
+        output = trunk(
+            input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.position, use_cache=False
+        )
+        predicting: Tensor = output.last_hidden_state[:, batch.start - 1 : -1]
+        return predicting[batch.response_mask]
+
+    def _logprobs(
+        self, model: nn.Module, hidden: Tensor, batch: _Batch, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        labels = batch.ids[:, batch.start :][batch.response_mask]
+        logprobs, entropy = token_logprobs(
+            logits_head(model), hidden, labels, temperature, entropy_gradient=entropy_gradient
+        )
+        return _scatter(logprobs, batch), _scatter(entropy, batch)
+
+    def _values(self, hidden: Tensor, batch: _Batch) -> Tensor:
+        values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+        return _scatter(values.float(), batch)
+
+    @contextmanager
+    def _adapter(self, name: str | None) -> Iterator[None]:
+        """Run with one adapter, or with none; switching in peft also toggles ``requires_grad``, which is put back."""
+        if not self.uses_lora or name == "actor":
+            yield
+            return
+        layers = [module for module in self.actor.modules() if isinstance(module, BaseTunerLayer)]
+        flags = [(p, p.requires_grad) for p in self.actor.parameters()]
+        for layer in layers:
+            if name is None:
+                layer.enable_adapters(False)
+            else:
+                layer.set_adapter(name)
+        _restore(flags)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+                layer.set_adapter("actor")
+            _restore(flags)
+
+
+def logits_head(model: nn.Module) -> nn.Module:
+    """The projection from hidden states to logits.
+
+    Raises:
+        ValueError: If the model changes its logits after the projection (soft-capping or scaling).
+    """
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    for key in _LOGIT_TRANSFORMS:
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise ValueError(
+                f"{type(model).__name__} changes its logits after the projection ({key}={getattr(config, key)}): "
+                "not supported yet, choose a model without it, e.g. Qwen2, Qwen2.5-Coder or Llama"
+            )
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def _check(actor: ActorConfig, critic: CriticConfig, lora: LoraSettings | None) -> None:
+    if critic.kind == "adapter" and lora is None:
+        raise ValueError("critic.kind 'adapter' needs LoRA: set lora, or choose 'separate' or 'shared'")
+    if critic.kind == "adapter" and actor.gradient_checkpointing:
+        raise ValueError(
+            "critic.kind 'adapter' and gradient_checkpointing do not go together (activations would be recomputed "
+            "under the other adapter): choose critic.kind 'shared' or 'separate', or no checkpointing"
+        )
+    if lora is None and actor.dtype != "float32":
+        raise ValueError(
+            f"full fine-tuning in {actor.dtype} loses small updates: use actor.dtype float32 with "
+            "trainer.precision bf16-mixed, or LoRA"
+        )
+
+
+def _with_adapters(base: PreTrainedModel, lora: LoraSettings, kind: CriticKind) -> PeftModel:
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, config, adapter_name="actor")
+    assert isinstance(model, PeftModel)
+    if kind == "adapter":
+        model.add_adapter("critic", copy.deepcopy(config))
+        for name, parameter in model.named_parameters():
+            if ".critic." in name:
+                parameter.requires_grad_(True)
+    return model
+
+
+def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def _join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> _Batch:
+    """Join prompts and responses, cutting columns that are padding in every row."""
+    prompt_length = max(int(prompt_mask.sum(-1).max()), 1)
+    response_length = max(int(response_mask.sum(-1).max()), 1)
+    prompt_ids, prompt_mask = prompt_ids[:, -prompt_length:], prompt_mask[:, -prompt_length:]
+    ids = torch.cat([prompt_ids, response_ids[:, :response_length]], dim=1)
+    attention = torch.cat([prompt_mask.long(), response_mask[:, :response_length].long()], dim=1)
+    position = attention.cumsum(-1).sub(1).clamp(min=0)
+    kept = response_mask[:, :response_length].bool()
+    return _Batch(ids, attention, position, prompt_length, kept, response_mask.shape[1])
+
+
+def _scatter(picked: Tensor, batch: _Batch) -> Tensor:
+    """Put ``[N]`` back where the mask is true, ``[B, T]``; differentiable."""
+    mask = batch.response_mask
+    placed = torch.zeros(mask.shape, dtype=picked.dtype, device=picked.device).masked_scatter(mask, picked)
+    return nn.functional.pad(placed, (0, batch.width - mask.shape[1]))

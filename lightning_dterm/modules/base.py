@@ -1,0 +1,231 @@
+"""What every module that holds a code model shares: prompts in, completions out, evaluation, prediction, export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
+from lightning_dterm.metrics import FIGURES, SampleTable
+from lightning_dterm.modules.config import GenerationConfig
+from lightning_dterm.modules.loading import load_tokenizer
+from lightning_dterm.rl.generation import Responses, generate, sample_uniforms
+from lightning_dterm.types import CodeTask
+
+Key = Sequence[object]
+
+
+class Completions(NamedTuple):
+    """Decoded ``texts``, their ``lengths`` in tokens and whether each was ``truncated`` at the length limit."""
+
+    texts: list[str]
+    lengths: list[int]
+    truncated: list[bool]
+
+
+class CodeModule(L.LightningModule):
+    """Base of :class:`PPOModule` and :class:`SupervisedModule`.
+
+    Args:
+        path: Folder, hub id or ``package:NAME`` the tokenizer is loaded from.
+        generation: Sampling settings.
+        seed: All randomness of the module derives from it.
+        results: File for the JSON table of ``test``; default ``<log_dir>/test.json``.
+    """
+
+    def __init__(self, path: str, generation: GenerationConfig, seed: int, results: str | None = None) -> None:
+        super().__init__()
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(path)
+        self.generation = generation
+        self.seed = seed
+        self.results = results
+        self.overlong_prompts = 0
+        self.table = SampleTable()
+        self._evaluator: Evaluator | None = None
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The model that generates."""
+        raise AttributeError(f"{type(self).__name__} has no language model")
+
+    # --- prompts and completions -------------------------------------------------------------------------------------
+
+    def encode_prompts(self, tasks: Sequence[CodeTask]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask ``[B, P]`` of the tasks' prompts, left-padded; over-long ones lose their beginning."""
+        limit = self.generation.max_prompt_length
+        encoded = self.tokenizer([task.prompt for task in tasks], add_special_tokens=True)["input_ids"]
+        self.overlong_prompts += sum(len(ids) > limit for ids in encoded)
+        rows = [ids[-limit:] for ids in encoded]
+        width = max((len(ids) for ids in rows), default=1) or 1
+        ids = torch.full((len(rows), width), self._pad_id, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for row, tokens in enumerate(rows):
+            if tokens:
+                ids[row, -len(tokens) :] = torch.tensor(tokens)
+                mask[row, -len(tokens) :] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end a response: the tokenizer's and those of the model's own generation settings."""
+        configured = getattr(getattr(self.language_model, "generation_config", None), "eos_token_id", None)
+        extra = configured if isinstance(configured, list) else [configured] if configured is not None else []
+        return sorted({int(self.tokenizer.eos_token_id), *map(int, extra)} - {self._pad_id})  # type: ignore[arg-type]
+
+    def respond(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        keys: Sequence[Sequence[object]],
+        temperature: float,
+        top_p: float,
+    ) -> Responses:
+        """Sample one response a row; row b's randomness is a pure function of ``keys[b]``."""
+        with self.gathered_weights():
+            return generate(
+                self.language_model,
+                prompt_ids,
+                prompt_mask,
+                sample_uniforms(keys, self.generation.max_new_tokens),
+                eos_ids=self.eos_ids,
+                pad_id=self._pad_id,
+                temperature=temperature,
+                top_p=top_p,
+            )
+
+    def gathered_weights(self) -> Any:
+        """Context in which the whole actor is resident on this rank (see :mod:`lightning_dterm.modules.sharding`)."""
+        from lightning_dterm.modules.sharding import unsharded
+
+        return unsharded(self)
+
+    def decode(self, responses: Responses) -> list[str]:
+        """Texts without special tokens, untouched otherwise."""
+        return [
+            self.tokenizer.decode(ids[mask.bool()], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for ids, mask in zip(responses.ids.cpu(), responses.mask.cpu(), strict=True)
+        ]
+
+    def complete(self, tasks: Sequence[CodeTask], temperature: float, top_p: float = 1.0, key: str = "") -> Completions:
+        """Answer tasks; the same ``key``, seed and weights give the same answers."""
+        if not tasks:
+            return Completions([], [], [])
+        prompt_ids, prompt_mask = self.encode_prompts(tasks)
+        keys = [(self.seed, "evaluation", key, task.task_id) for task in tasks]
+        responses = self.respond(prompt_ids, prompt_mask, keys, temperature, top_p)
+        return Completions(self.decode(responses), responses.mask.sum(-1).tolist(), (~responses.finished).tolist())
+
+    # --- validation, test, prediction --------------------------------------------------------------------------------
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Scores completions by the tasks' own success metric; its sandbox starts on first use."""
+        if self._evaluator is None:
+            self._evaluator = Evaluator()
+        return self._evaluator
+
+    def teardown(self, stage: str) -> None:
+        """Stop the evaluation sandbox."""
+        if self._evaluator is not None:
+            self._evaluator.close()
+            self._evaluator = None
+
+    def evaluate_batch(self, tasks: Sequence[CodeTask], table: SampleTable, temperature: float, key: str = "") -> None:
+        """Answer ``tasks`` and add one record a sample to ``table``."""
+        answers = self.complete(tasks, temperature, self.generation.eval_top_p, key)
+        table.update(self.evaluator.evaluate(list(tasks), answers.texts, answers.lengths, answers.truncated))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self.table.reset()
+
+    def validation_step(self, batch: list[CodeTask], batch_idx: int) -> None:
+        """Answer a batch of validation tasks."""
+        self.evaluate_batch(batch, self.table, self.generation.eval_temperature)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/<metric>`` over all tasks and ``val/<metric>/<task type>``."""
+        results = self.table.compute()
+        for suffix, group in (("", results["overall"]), *((f"/{k}", v) for k, v in results["tasks"].items())):
+            for name in FIGURES:
+                if group[name]["value"] is not None:
+                    self.log(f"val/{name}{suffix}", group[name]["value"], rank_zero_only=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last test."""
+        self.table.reset()
+
+    def test_step(self, batch: list[CodeTask], batch_idx: int) -> None:
+        """Answer a batch of test tasks."""
+        self.evaluate_batch(batch, self.table, self.generation.eval_temperature)
+
+    def on_test_epoch_end(self) -> None:
+        """Print the table per task type and write it as JSON."""
+        from rich.console import Console
+
+        results = self.table.compute()
+        if not self.trainer.is_global_zero:
+            return
+        Console().print(format_table(results))
+        path = Path(self.results or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "test.json")
+        write_json(path, results)
+        print(f"test results: {path}")
+
+    def predict_step(self, batch: list[CodeTask], batch_idx: int) -> list[dict[str, str]]:
+        """Completions of a batch as rows ``task_id``, ``completion``, the format EvalPlus reads."""
+        answers = self.complete(batch, self.generation.eval_temperature, self.generation.eval_top_p, "predict")
+        return [{"task_id": task.task_id, "completion": text} for task, text in zip(batch, answers.texts, strict=True)]
+
+    def on_predict_epoch_end(self) -> None:
+        """Write all completions to ``completions.jsonl`` in the log folder."""
+        from lightning_dterm.modules.distributed import all_gather
+
+        own = [row for batch in _flat(self.trainer.predict_loop.predictions) for row in batch]
+        rows = [row for part in all_gather(own) for row in part]
+        if self.trainer.is_global_zero:
+            path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "completions.jsonl"
+            write_completions_jsonl(path, rows)
+            print(f"{len(rows)} completions: {path}")
+
+    # --- export ------------------------------------------------------------------------------------------------------
+
+    def export(self, path: str | Path, merge: bool = True) -> Path:
+        """Write the trained actor and tokenizer with ``save_pretrained``.
+
+        Args:
+            path: Folder to write.
+            merge: With LoRA: fold the adapter into the base weights, so that plain transformers loads the result;
+                False writes the adapter alone, for peft. Without LoRA it changes nothing.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._export_model(folder, merge)
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+    def _export_model(self, folder: Path, merge: bool) -> None:
+        self.language_model.save_pretrained(folder)
+
+
+def _flat(predictions: list[Any]) -> list[Any]:
+    """Predictions of one or of several dataloaders as one list of batches."""
+    if predictions and predictions[0] and isinstance(predictions[0][0], list):
+        return [batch for loader in predictions for batch in loader]
+    return predictions
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write JSON with stable key order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,95 @@
+"""What a PPO checkpoint holds, and what it refuses to resume."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from lightning_dterm.modules.ppo import PPOModule
+
+KEY = "lightning_dterm"
+
+
+class ResumeError(ValueError):
+    """A checkpoint does not fit the run; the message says what differs and what to do."""
+
+
+def trainable_names(module: PPOModule) -> set[str]:
+    """Names of the policy's parameters that train, and so must be in a checkpoint."""
+    return {name for name, p in module.named_parameters() if p.requires_grad and not name.startswith("weighting.")}
+
+
+def save(module: PPOModule, checkpoint: dict[str, Any]) -> None:
+    """Drop frozen weights, which are reloaded from ``actor.path``, and add the state PPO needs. weights_only-safe."""
+    trainable = trainable_names(module)
+    checkpoint["state_dict"] = {
+        name: tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name in trainable or name.startswith("weighting.")
+    }
+    assert module.policy is not None
+    checkpoint[KEY] = {
+        "actor": module.policy.fingerprint,
+        "actor_path": module.actor_config.path,
+        "component_names": list(module.component_names),
+        "kl": module.kl_controller.state_dict(),
+        "overlong_prompts": module.overlong_prompts,
+        "seed": module.seed,
+    }
+
+
+def restore(module: PPOModule, checkpoint: dict[str, Any]) -> None:
+    """Check that the checkpoint belongs to this actor and components, then restore the state beside the weights.
+
+    Raises:
+        ResumeError: If it was not written by this module, for another actor, other components or other trainable parts.
+    """
+    state = checkpoint.get(KEY)
+    if state is None:
+        raise ResumeError("this checkpoint was not written by PPOModule: export its model and name that as actor.path")
+    assert module.policy is not None
+    if state["actor"] != module.policy.fingerprint:
+        raise ResumeError(
+            f"this checkpoint was trained from actor {state['actor_path']!r} (fingerprint {state['actor']}), but "
+            f"actor.path is {module.actor_config.path!r} (fingerprint {module.policy.fingerprint}): give the same "
+            "actor.path, or start a new run without --ckpt_path"
+        )
+    names = tuple(state["component_names"])
+    if not module.component_names:
+        module.configure_weighting(names)
+    elif names != module.component_names:
+        raise ResumeError(
+            f"this checkpoint was trained with reward components {', '.join(names)}, the run has "
+            f"{', '.join(module.component_names)}: give the same components in the same order"
+        )
+    _check_names(module, checkpoint["state_dict"])
+    module.kl_controller.load_state_dict(state["kl"])
+    module.overlong_prompts = int(state["overlong_prompts"])
+
+
+def _check_names(module: PPOModule, state_dict: dict[str, Any]) -> None:
+    """Loading is not strict, since frozen weights are absent: make sure that everything else is there."""
+    saved = {name for name in state_dict if not name.startswith("weighting.")}
+    wanted = trainable_names(module)
+    if saved != wanted:
+        missing, surplus = sorted(wanted - saved), sorted(saved - wanted)
+        detail = "; ".join(
+            f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for what, names in (("missing", missing), ("not in this run", surplus))
+            if names
+        )
+        raise ResumeError(f"the checkpoint's trained parts differ ({detail}): give the same lora and critic settings")
+
+
+def merged_copy(actor: PeftModel) -> PreTrainedModel:
+    """The base model with the actor's adapter folded in; the training model stays as it is."""
+    clone = copy.deepcopy(actor)
+    if "critic" in clone.peft_config:
+        clone.delete_adapter("critic")
+    merged = clone.merge_and_unload(adapter_names=["actor"])
+    assert isinstance(merged, PreTrainedModel)
+    return merged

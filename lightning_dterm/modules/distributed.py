@@ -1,0 +1,81 @@
+"""The few collective operations of a run, each the identity in a single process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks; the result is the same on all of them."""
+    if world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_gather(item: T) -> list[T]:
+    """Every rank's ``item``, in rank order."""
+    if world_size() == 1:
+        return [item]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, item)
+    return gathered
+
+
+class Means:
+    """Weighted means of named scalars, exact however the samples lie over ranks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, total: float | Tensor, weight: float | Tensor = 1.0) -> None:
+        """Add a sum and the weight (number of items) it stands for."""
+        old_total, old_weight = self._sums.get(name, (0.0, 0.0))
+        self._sums[name] = (old_total + float(total), old_weight + float(weight))
+
+    def add_masked(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Add all of ``values`` inside ``mask``."""
+        inside = mask.bool()
+        self.add(name, values.detach().double()[inside].sum(), inside.sum())
+
+    def reduce(self) -> dict[str, float]:
+        """The means over all ranks; names of any rank, those without weight left out."""
+        return merge_means(all_gather(self._sums))
+
+
+def merge_means(parts: Iterable[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Merge per-rank ``{name: (sum, weight)}`` into ``{name: mean}``, names sorted."""
+    merged: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, (total, weight) in part.items():
+            old_total, old_weight = merged.get(name, (0.0, 0.0))
+            merged[name] = (old_total + total, old_weight + weight)
+    return {name: total / weight for name, (total, weight) in sorted(merged.items()) if weight > 0}
+
+
+def global_order(parts: list[list[T]]) -> list[T]:
+    """Interleave per-rank lists of equal length as the sampler dealt them: row i of rank r is global row i W + r."""
+    return [item for row in zip(*parts, strict=True) for item in row]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators from one number."""
+    import random
+
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,130 @@
+"""Loading actors by local path, hub id or packaged name, with one clear error where that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED = "package:"
+
+
+class ActorLoadError(ValueError):
+    """An actor or tokenizer could not be loaded; the message names the path and the remedy."""
+
+
+@dataclass
+class ActorConfig:
+    """Which language model to train and how.
+
+    Attributes:
+        path: Local folder or hub id of any transformers causal language model; ``package:NAME`` is one shipped here.
+        dtype: Precision of the weights. Full fine-tuning wants ``float32``; a frozen LoRA base may be ``bfloat16``.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        attn_implementation: transformers' attention backend, e.g. ``sdpa``, ``eager``, ``flash_attention_2``.
+    """
+
+    path: str = "package:quickstart"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    attn_implementation: str = "sdpa"
+
+
+def resolve_path(path: str) -> str:
+    """Turn ``package:NAME`` into the folder it names; leave everything else alone.
+
+    Raises:
+        ActorLoadError: If the package ships no actor of that name.
+    """
+    if not path.startswith(PACKAGED):
+        return path
+    assets = Path(__file__).resolve().parent.parent / "assets"
+    folder = assets / path.removeprefix(PACKAGED)
+    if not (folder / "config.json").is_file():
+        known = sorted(p.name for p in assets.glob("*") if (p / "config.json").is_file())
+        raise ActorLoadError(f"no packaged actor {path!r}; there are: {', '.join(known) or 'none'}")
+    return str(folder)
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that pads on the left, with a pad token distinct from its end-of-sequence token.
+
+    Raises:
+        ActorLoadError: If it cannot be loaded, has no end-of-sequence token, or no token can serve as padding.
+    """
+    folder = resolve_path(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise ActorLoadError(_explain("tokenizer", path, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ActorLoadError(f"the tokenizer of {path!r} has no eos_token: set one in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = _spare_token(tokenizer, path)
+    return tokenizer
+
+
+def _spare_token(tokenizer: PreTrainedTokenizerBase, path: str) -> str:
+    """A special token other than EOS: a pad equal to EOS would mask out the one token that ends a response."""
+    for token in (tokenizer.pad_token, tokenizer.unk_token, *tokenizer.all_special_tokens):
+        if token is not None and token != tokenizer.eos_token:
+            return str(token)
+    raise ActorLoadError(
+        f"the tokenizer of {path!r} has no special token besides EOS to pad with: add a pad_token to it"
+    )
+
+
+def _explain(what: str, path: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"cannot load the {what} of actor {path!r}: {first_line} "
+        "Give actor.path a local folder written by save_pretrained, or a hub id that is reachable or cached."
+    )
+
+
+def _without_dropout(config: Any) -> Any:
+    """Dropout off for good: it would make the update's log-probabilities disagree with the rollout's."""
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "_drop"))):
+            setattr(config, key, 0.0)
+    return config
+
+
+def load_causal_lm(config: ActorConfig) -> PreTrainedModel:
+    """Load a causal language model without dropout.
+
+    Raises:
+        ActorLoadError: If it cannot be loaded; the message names the path and the remedy.
+    """
+    folder = resolve_path(config.path)
+    dtype = getattr(torch, config.dtype)
+    try:
+        settings = _without_dropout(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=settings, dtype=dtype, attn_implementation=config.attn_implementation
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ActorLoadError(_explain("model", config.path, error)) from error
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def fingerprint(model: nn.Module, samples: int = 64) -> str:
+    """A short hash of a model's architecture and of ``samples`` weights of every tensor, evenly spaced.
+
+    Cheap on models of any size, and different for two checkpoints of one architecture.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        flat = tensor.detach().reshape(-1)
+        picked = flat[torch.linspace(0, flat.numel() - 1, min(samples, flat.numel())).long()] if flat.numel() else flat
+        digest.update(picked.to(device="cpu", dtype=torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,387 @@
+"""PPO for code language models: the iteration of DESIGN as one readable LightningModule."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel
+
+from lightning_dterm.dterm import HashingEncoder, TaskEncoder, UniformWeighting, Weighting
+from lightning_dterm.hooks import announce_phase, dispatch
+from lightning_dterm.modules import checkpoints
+from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, LoraSettings
+from lightning_dterm.modules.base import CodeModule
+from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
+from lightning_dterm.modules.distributed import Means, all_gather, all_sum, global_order, seed_everything, world_size
+from lightning_dterm.modules.loading import ActorConfig
+from lightning_dterm.modules.sharding import is_sharded, shard
+from lightning_dterm.modules.update import PPOUpdate
+from lightning_dterm.rl.gae import generalized_advantages
+from lightning_dterm.rl.generation import derive_seed
+from lightning_dterm.rl.kl import KLController, kl_estimate
+from lightning_dterm.rl.whitening import explained_variance, whiten
+from lightning_dterm.types import CodeTask, Rollout
+
+
+class PPOModule(CodeModule):
+    """Actor, critic, reference and weighting, trained by PPO on several, weighted, token-attributed rewards.
+
+    Reading order: :meth:`training_step`, then the methods it calls, top to bottom. Rewards and attribution are
+    callbacks (``RewardComputation``, ``TokenAttribution``); one call of :meth:`training_step` is one rollout and
+    counts as one ``global_step``.
+
+    Args:
+        actor: Model to train.
+        critic: Where values come from.
+        lora: Adapters; None is full fine-tuning.
+        generation: Sampling settings.
+        ppo: The update.
+        kl: KL to the reference.
+        optimizer: Learning rates and schedule.
+        weighting: How components are weighted; default uniform.
+        task_encoder: Embeds task descriptions for the weighting; default a hashing bag of words.
+        seed: All randomness derives from it, counter-based: resume and rank layout do not change a rollout.
+        results: File for the JSON table of ``test``.
+    """
+
+    def __init__(
+        self,
+        actor: ActorConfig | None = None,
+        critic: CriticConfig | None = None,
+        lora: LoraSettings | None = None,
+        generation: GenerationConfig | None = None,
+        ppo: PPOConfig | None = None,
+        kl: KLConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
+        weighting: Weighting | None = None,
+        task_encoder: TaskEncoder | None = None,
+        seed: int = 0,
+        results: str | None = None,
+    ) -> None:
+        self.actor_config = actor or ActorConfig()
+        super().__init__(self.actor_config.path, generation or GenerationConfig(), seed, results)
+        self.critic_config = critic or CriticConfig()
+        self.lora = lora
+        self.ppo = ppo or PPOConfig()
+        self.kl = kl or KLConfig()
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.weighting: Weighting = weighting or UniformWeighting()
+        self.task_encoder: TaskEncoder = task_encoder or HashingEncoder()
+        self.kl_controller = KLController(self.kl.coef, self.kl.target, self.kl.horizon)
+        self.component_names: tuple[str, ...] = ()
+        self.automatic_optimization = False
+        # Checkpoints hold only what trains; ``checkpoints.restore`` makes sure nothing that trains is missing.
+        self.strict_loading = False
+        self.policy: ActorCritic | None = None
+        self.seconds: dict[str, float] = {}
+
+    # --- construction ------------------------------------------------------------------------------------------------
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The actor."""
+        return self._policy.language_model
+
+    @property
+    def _policy(self) -> ActorCritic:
+        assert self.policy is not None, "configure_model has not run"
+        return self.policy
+
+    def configure_model(self) -> None:
+        """Build actor, critic and reference once, and shard them under FSDP2."""
+        if self.policy is not None:
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, "policy"))  # adapters start equal on every rank
+            self.policy = ActorCritic(
+                self.actor_config, self.critic_config, self.lora, with_reference=self.kl.placement != "none"
+            )
+        names = next((c.component_names for c in self.trainer.callbacks if hasattr(c, "component_names")), ())  # type: ignore[attr-defined]
+        if names:
+            self.configure_weighting(tuple(names))
+        mesh = getattr(self, "device_mesh", None)
+        if mesh is not None:
+            shard(self.policy, mesh["data_parallel"])
+
+    def configure_weighting(self, names: tuple[str, ...]) -> None:
+        """Build the weighting's parameters for these components, the same on every rank."""
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, "weighting"))
+            self.weighting.configure(names, self.task_encoder.dim)
+        self.component_names = names
+        # Its gradient is computed from gathered data, equal on all ranks: DDP has nothing to add.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"weighting.{name}" for name, _ in (*self.weighting.named_parameters(), *self.weighting.named_buffers())
+        ]
+
+    def configure_optimizers(self) -> Optimizer:
+        """One AdamW, a parameter group each for actor, critic, weighting: FSDP and DeepSpeed allow no second one."""
+        settings = self.optimizer_config
+        groups: list[dict[str, Any]] = [
+            {"name": "actor", "params": self._policy.actor_parameters(), "lr": settings.actor_lr},
+            {"name": "critic", "params": self._policy.critic_parameters(), "lr": settings.critic_lr},
+        ]
+        weighting = [p for p in self.weighting.parameters() if p.requires_grad]
+        if weighting:
+            groups.append({"name": "weighting", "params": weighting, "lr": settings.weighting_lr, "weight_decay": 0.0})
+        for group in groups:
+            group["peak_lr"] = group["lr"]
+        return AdamW(groups, betas=tuple(settings.betas), eps=settings.eps, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
+
+    def on_fit_start(self) -> None:
+        """Refuse a trainer without rewards or attribution: nothing would be learnt."""
+        if not self.component_names:
+            raise ValueError("no reward callback: add lightning_dterm.callbacks.RewardComputation to trainer.callbacks")
+
+    # --- one iteration -----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: list[CodeTask], batch_idx: int) -> None:
+        """One PPO iteration on a batch of prompts."""
+        self.seconds = {}
+        started = time.perf_counter()
+        seed_everything(derive_seed(self.seed, self.global_rank, self.global_step))
+        means = Means()
+        with self.phase("rollout"):
+            rollout = self.collect(batch)
+        with self.phase("reward"):
+            dispatch(self.trainer, self, "on_rollout_end", rollout)
+        with self.phase("weighting"):
+            self.weigh(rollout)
+        with self.phase("attribution"):
+            dispatch(self.trainer, self, "on_rewards_end", rollout)
+        with self.phase("advantage"):
+            mask = self.compute_advantages(rollout, means)
+        with self.phase("update"):
+            PPOUpdate(self, rollout, mask, means).run()
+        dispatch(self.trainer, self, "on_update_end", rollout)
+        self._count_rollout()
+        self._log(rollout, means, time.perf_counter() - started)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase to the callbacks and time it."""
+        announce_phase(self.trainer, self, name)
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    @torch.no_grad()
+    def collect(self, batch: list[CodeTask]) -> Rollout:
+        """Sample K responses a prompt and score them under actor, reference and critic."""
+        per_prompt = self.generation.samples_per_prompt
+        tasks = [task for task in batch for _ in range(per_prompt)]
+        prompt_ids, prompt_mask = self.encode_prompts(tasks)
+        keys = [(self.seed, "rollout", self.global_step, task.task_id, i % per_prompt) for i, task in enumerate(tasks)]
+        responses = self.respond(prompt_ids, prompt_mask, keys, self.generation.temperature, 1.0)
+        rollout = Rollout(
+            tasks=tasks,
+            group=torch.arange(len(batch)).repeat_interleave(per_prompt),
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            response_ids=responses.ids,
+            response_mask=responses.mask,
+            finished=responses.finished,
+            texts=self.decode(responses),
+        )
+        self._score(rollout)
+        return rollout
+
+    def _score(self, rollout: Rollout) -> None:
+        """Log-probabilities come from the update's own forward, so that the first ratio is exactly 1."""
+        size = self.ppo.micro_batch_size or len(rollout)
+        parts = []
+        for start in range(0, len(rollout), size):
+            rows = slice(start, start + size)
+            parts.append(
+                self._policy(
+                    rollout.prompt_ids[rows],
+                    rollout.prompt_mask[rows],
+                    rollout.response_ids[rows],
+                    rollout.response_mask[rows],
+                    actor=True,
+                    reference=self.kl.placement != "none",
+                    critic=True,
+                    temperature=self.generation.temperature,
+                )
+            )
+        rollout.logprobs = torch.cat([part.logprobs for part in parts])
+        rollout.values = torch.cat([part.values for part in parts])
+        if self.kl.placement != "none":
+            rollout.ref_logprobs = torch.cat([part.ref_logprobs for part in parts])
+
+    def weigh(self, rollout: Rollout) -> None:
+        """Weights per sample from the task embedding; then let the weighting see what the rollout taught it."""
+        assert rollout.scores is not None
+        mask = ~rollout.scores.isnan()
+        task_types = [task.task_type for task in rollout.tasks]
+        with torch.no_grad():
+            rollout.embeddings = self.task_encoder.encode([task.description for task in rollout.tasks]).to(self.device)
+            rollout.alpha = self.weighting(rollout.embeddings, mask, task_types)
+        self._observe(rollout, mask, task_types)
+
+    def _observe(self, rollout: Rollout, mask: Tensor, task_types: list[str]) -> None:
+        """Every rank's weighting sees the whole batch in the order of one process, so all ranks stay equal."""
+        assert rollout.scores is not None
+        assert rollout.embeddings is not None
+        outcome = rollout.outcome if rollout.outcome is not None else torch.full((len(rollout),), math.nan)
+        per_prompt = self.generation.samples_per_prompt
+        columns = (rollout.scores.cpu(), mask.cpu(), rollout.embeddings.cpu(), outcome.cpu())
+        own = [
+            (tuple(c[i : i + per_prompt] for c in columns), task_types[i]) for i in range(0, len(rollout), per_prompt)
+        ]
+        groups = global_order(all_gather(own))
+        scores, masks, embeddings, outcomes = (torch.cat([g[0][k] for g in groups]).to(self.device) for k in range(4))
+        self.weighting.observe(
+            scores=scores,
+            mask=masks,
+            embedding=embeddings,
+            outcome=outcomes,
+            group=torch.arange(len(groups), device=self.device).repeat_interleave(per_prompt),
+            task_types=[g[1] for g in groups for _ in range(per_prompt)],
+        )
+
+    @torch.no_grad()
+    def compute_advantages(self, rollout: Rollout, means: Means) -> Tensor:
+        """Token rewards, KL and the missing-EOS rule to advantages and returns; gives the update's mask ``[B, T]``."""
+        assert rollout.token_rewards is not None, "add lightning_dterm.callbacks.TokenAttribution to trainer.callbacks"
+        assert rollout.values is not None
+        assert rollout.alpha is not None
+        weighted = rollout.alpha.sum(-1) > 0
+        if self.ppo.missing_eos == "mask":
+            weighted = weighted & rollout.finished
+        mask = rollout.response_mask.bool() & weighted.to(self.device)[:, None]
+        rewards = rollout.token_rewards.to(self.device, torch.float32).clone()
+        if self.ppo.missing_eos == "penalty":
+            last = rollout.response_mask.sum(-1).sub(1).clamp(min=0)
+            rewards[torch.arange(len(rollout)), last] -= self.ppo.missing_eos_penalty * (~rollout.finished).float()
+        rewards = rewards - self._kl_penalty(rollout, means)
+        rollout.advantages, rollout.returns = generalized_advantages(
+            rewards, rollout.values, mask, self.ppo.gamma, self.ppo.lam
+        )
+        variance = explained_variance(rollout.values, rollout.returns, mask, all_sum)
+        rollout.metrics["critic/explained_variance"] = variance
+        if self.ppo.whiten_advantages:
+            rollout.advantages = whiten(rollout.advantages, mask, all_sum)
+        self._measure(rollout, mask, means)
+        return mask
+
+    def _kl_penalty(self, rollout: Rollout, means: Means) -> Tensor | float:
+        if rollout.ref_logprobs is None:
+            return 0.0
+        assert rollout.logprobs is not None
+        own_mask = rollout.response_mask
+        k1 = kl_estimate(rollout.logprobs, rollout.ref_logprobs, "k1")
+        sums = all_sum(torch.stack([(k1 * own_mask).sum().double(), k1.new_tensor(len(rollout)).double()]))
+        coef = self.kl_controller.coef
+        per_sequence = float(sums[0] / sums[1])
+        self.kl_controller.update(per_sequence, int(sums[1]))
+        means.add("kl/sequence", (k1 * own_mask).sum(), len(rollout))
+        means.add_masked("kl/token", k1, own_mask)
+        means.add("kl/coef", coef)
+        if self.kl.placement != "reward":
+            return 0.0
+        return coef * kl_estimate(rollout.logprobs, rollout.ref_logprobs, self.kl.estimator) * own_mask
+
+    def _measure(self, rollout: Rollout, mask: Tensor, means: Means) -> None:
+        assert rollout.alpha is not None
+        assert rollout.scores is not None
+        assert rollout.token_rewards is not None
+        total = rollout.token_rewards.sum(-1)
+        means.add("reward/total", total.sum(), len(rollout))
+        means.add("reward/per_token", total.sum(), rollout.response_mask.sum())
+        means.add("rollout/length", rollout.response_mask.sum(), len(rollout))
+        means.add("rollout/truncated", (~rollout.finished).sum(), len(rollout))
+        means.add("rollout/left_out", (~mask.any(-1)).sum(), len(rollout))
+        if rollout.outcome is not None:
+            means.add_masked("rollout/outcome", rollout.outcome, ~rollout.outcome.isnan())
+        for column, name in enumerate(rollout.component_names):
+            applicable = ~rollout.scores[:, column].isnan()
+            means.add_masked(f"score/{name}", rollout.scores[:, column], applicable)
+            for task_type in sorted({task.task_type for task in rollout.tasks}):
+                rows = applicable & torch.tensor([t.task_type == task_type for t in rollout.tasks]).to(applicable)
+                means.add_masked(f"weight/{task_type}/{name}", rollout.alpha[:, column], rows)
+
+    # --- bookkeeping -------------------------------------------------------------------------------------------------
+
+    def lr_factor(self) -> float:
+        """Warm-up and schedule as a pure function of the rollouts done, so that resume needs no scheduler state."""
+        settings, step = self.optimizer_config, self.global_step
+        if step < settings.warmup:
+            return (step + 1) / settings.warmup
+        if settings.schedule == "constant" or self.trainer.max_steps <= 0:
+            return 1.0
+        progress = min(1.0, (step - settings.warmup) / max(1, self.trainer.max_steps - settings.warmup))
+        return 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+    def meta_gradient(self) -> float | None:
+        """Write the weighting's meta-gradient (clipped at norm 1) into ``.grad``; gives the meta-loss, if any."""
+        loss = self.weighting.meta_loss()
+        if loss is None:
+            return None
+        parameters = [p for p in self.weighting.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        return float(loss.detach())
+
+    def clip_gradients_to(self, limit: float) -> Tensor:
+        """Clip the joint gradient norm of actor and critic; returns the norm before. Handles FSDP2's sharded ones."""
+        parameters = [*self._policy.actor_parameters(), *self._policy.critic_parameters()]
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
+
+    def _count_rollout(self) -> None:
+        """Advance ``global_step`` by one for the whole rollout, however many optimizer steps it took."""
+        optimizer = self.optimizers()
+        optimizer._on_before_step()  # type: ignore[union-attr]
+        optimizer._on_after_step()  # type: ignore[union-attr]
+
+    def _log(self, rollout: Rollout, means: Means, seconds: float) -> None:
+        tokens = float(rollout.response_mask.sum())
+        means.add("time/iteration", seconds)
+        for name, value in self.seconds.items():
+            means.add(f"time/{name}", value)
+            means.add(f"time_share/{name}", value / seconds)
+        means.add("throughput/rollout_tokens_per_s", world_size() * tokens / max(self.seconds["rollout"], 1e-9))
+        means.add(
+            "throughput/update_tokens_per_s",
+            world_size() * tokens * self.ppo.epochs / max(self.seconds["update"], 1e-9),
+        )
+        for name, value in (*rollout.metrics.items(), *self.weighting.metrics().items()):
+            if math.isfinite(value):
+                means.add(name, value)
+        merged = means.reduce()
+        rollout.metrics.update(merged)
+        self.log_dict(merged, on_step=True, on_epoch=False, batch_size=len(rollout), rank_zero_only=True)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains; base and reference are reloaded from ``actor.path``."""
+        checkpoints.save(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore, or refuse with a clear message."""
+        checkpoints.restore(self, checkpoint)
+
+    def _export_model(self, folder: Path, merge: bool) -> None:
+        with self.gathered_weights():
+            actor = self._policy.actor
+            if not isinstance(actor, PeftModel):
+                actor.save_pretrained(folder)  # type: ignore[operator]
+            elif not merge:
+                actor.save_pretrained(folder, selected_adapters=["actor"])
+            else:
+                checkpoints.merged_copy(actor).save_pretrained(folder)

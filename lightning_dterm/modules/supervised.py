@@ -1,0 +1,145 @@
+"""Supervised fine-tuning: the warm start from which RL begins (as in PPOCoder and CodeRL)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel
+
+from lightning_dterm.modules.base import CodeModule
+from lightning_dterm.modules.config import GenerationConfig
+from lightning_dterm.modules.distributed import all_sum, world_size
+from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
+from lightning_dterm.rl.logprobs import token_logprobs
+from lightning_dterm.types import CodeTask
+
+
+class SupervisedModule(CodeModule):
+    """Next-token training on the tasks' references, the loss on completion tokens and their end only.
+
+    Args:
+        actor: Model to train (all its weights).
+        generation: Sampling settings of validation, test and prediction.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Of matrices; vectors (norms, biases) get none.
+        warmup_steps: Steps over which the learning rate rises linearly.
+        schedule: ``constant`` or ``cosine`` down to a tenth at ``trainer.max_steps``.
+        max_grad_norm: Gradient norm clip.
+        max_target_length: Longer references are cut, and counted in ``cut_references``.
+        prompt_loss_weight: Weight of the prompt tokens' loss; 0 trains on completions alone.
+        seed: For evaluation sampling.
+        export_dir: Folder to which the model is written with ``save_pretrained`` at the end of ``fit``.
+    """
+
+    def __init__(
+        self,
+        actor: ActorConfig,
+        generation: GenerationConfig | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 100,
+        schedule: str = "cosine",
+        max_grad_norm: float = 1.0,
+        max_target_length: int = 512,
+        prompt_loss_weight: float = 0.0,
+        seed: int = 0,
+        export_dir: str | None = None,
+    ) -> None:
+        super().__init__(actor.path, generation or GenerationConfig(), seed)
+        if schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule must be constant or cosine, got {schedule!r}")
+        self.actor_config = actor
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.schedule = schedule
+        self.max_grad_norm = max_grad_norm
+        self.max_target_length = max_target_length
+        self.prompt_loss_weight = prompt_loss_weight
+        self.export_dir = export_dir
+        self.cut_references = 0
+        self.automatic_optimization = False
+        self.model: PreTrainedModel | None = None
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The model in training."""
+        assert self.model is not None, "configure_model has not run"
+        return self.model
+
+    def configure_model(self) -> None:
+        """Load the model once."""
+        if self.model is None:
+            self.model = load_causal_lm(self.actor_config)
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW, decaying matrices only."""
+        matrices = [p for p in self.language_model.parameters() if p.requires_grad and p.ndim > 1]
+        vectors = [p for p in self.language_model.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
+
+    def encode(self, tasks: list[CodeTask]) -> tuple[Tensor, Tensor, Tensor]:
+        """``ids``, attention ``mask`` and loss ``weights`` of targets, each ``[B, L]``, right-padded."""
+        rows: list[tuple[list[int], list[float]]] = []
+        for task in tasks:
+            prompt = self.tokenizer(task.prompt, add_special_tokens=True)["input_ids"]
+            target = self.tokenizer(task.reference, add_special_tokens=False)["input_ids"]
+            target = [*target, int(self.tokenizer.eos_token_id)]  # type: ignore[arg-type]
+            self.overlong_prompts += len(prompt) > self.generation.max_prompt_length
+            self.cut_references += len(target) > self.max_target_length
+            prompt = prompt[-self.generation.max_prompt_length :]
+            target = target[: self.max_target_length]
+            rows.append((prompt + target, [self.prompt_loss_weight] * len(prompt) + [1.0] * len(target)))
+        width = max(len(ids) for ids, _ in rows)
+        ids = torch.tensor([r + [self._pad_id] * (width - len(r)) for r, _ in rows])
+        weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in rows])
+        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r, _ in rows])
+        return ids.to(self.device), mask.to(self.device), weights.to(self.device)
+
+    def loss(self, tasks: list[CodeTask]) -> Tensor:
+        """Mean negative log-likelihood per weighted token over all ranks' batches, in nats.
+
+        Scaled by the number of ranks over all their tokens, so that averaged gradients are those of one big batch.
+        """
+        ids, mask, weights = self.encode(tasks)
+        trunk: Any = self.language_model.base_model
+        hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+        picked = weights[:, 1:] > 0
+        head: Any = self.language_model.get_output_embeddings()
+        logprobs, _ = token_logprobs(head, hidden[picked], ids[:, 1:][picked])
+        kept = weights[:, 1:][picked]
+        return -(logprobs * kept).sum() * world_size() / all_sum(kept.sum())
+
+    def training_step(self, batch: list[CodeTask], batch_idx: int) -> None:
+        """One optimizer step."""
+        optimizer = self.optimizers()
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = self.lr * self._lr_factor(self.global_step)
+        loss = self.loss(batch)
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.language_model.parameters(), self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"step {self.global_step}: the gradient is not finite (loss {float(loss)})")
+        optimizer.step()  # type: ignore[union-attr]
+        self.log_dict({"train/loss": loss.detach(), "train/grad_norm": norm}, prog_bar=True, batch_size=len(batch))
+
+    def _lr_factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant" or self.trainer.max_steps <= 0:
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1, self.trainer.max_steps - self.warmup_steps)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def on_train_end(self) -> None:
+        """Export, where a folder was named."""
+        if self.export_dir is not None and self.trainer.is_global_zero:
+            self.export(Path(self.export_dir))
+            print(f"model written to {self.export_dir}")

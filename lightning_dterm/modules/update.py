@@ -1,0 +1,146 @@
+"""The K epochs of minibatch updates on one rollout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_dterm.modules.distributed import Means, all_sum, world_size
+from lightning_dterm.rl.generation import derive_seed
+from lightning_dterm.rl.kl import kl_estimate
+from lightning_dterm.rl.losses import policy_loss, token_mean, value_loss
+from lightning_dterm.types import Rollout
+
+if TYPE_CHECKING:
+    from lightning_dterm.modules.ppo import PPOModule
+
+
+class PPOUpdate:
+    """Updates actor and critic on one rollout; one meta-step of the weighting rides on the last optimizer step.
+
+    Args:
+        module: The module whose policy is updated.
+        rollout: With log-probabilities, values, advantages and returns.
+        mask: ``[B, T]`` tokens that take part.
+        means: Collects what is logged.
+    """
+
+    def __init__(self, module: PPOModule, rollout: Rollout, mask: Tensor, means: Means) -> None:
+        self.module = module
+        self.rollout = rollout
+        self.mask = mask
+        self.means = means
+        self.settings = module.ppo
+        assert rollout.logprobs is not None
+        assert rollout.values is not None
+        assert rollout.advantages is not None
+        assert rollout.returns is not None
+        self.old_logprobs, self.old_values = rollout.logprobs, rollout.values
+        self.advantages, self.returns = rollout.advantages, rollout.returns
+
+    def run(self) -> None:
+        """All epochs, unless the policy has moved further than ``target_kl``."""
+        self._set_learning_rates()
+        steps = 0
+        for epoch in range(self.settings.epochs):
+            plan = self._minibatches(epoch)
+            for index, rows in enumerate(plan):
+                last = epoch == self.settings.epochs - 1 and index == len(plan) - 1
+                stop = self._accumulate(rows)
+                self._step(with_meta=last or stop)
+                steps += 1
+                if stop:
+                    self.means.add("ppo/steps", steps)
+                    self.means.add("ppo/early_stop", 1)
+                    return
+        self.means.add("ppo/steps", steps)
+        self.means.add("ppo/early_stop", 0)
+
+    def _set_learning_rates(self) -> None:
+        factor = self.module.lr_factor()
+        warming_up = self.module.global_step < self.settings.critic_warmup
+        for group in self.module.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = group["peak_lr"] * (0.0 if warming_up and group["name"] == "actor" else factor)
+            self.means.add(f"lr/{group['name']}", group["lr"])
+
+    def _minibatches(self, epoch: int) -> list[Tensor]:
+        """Row numbers of each minibatch: the same positions on every rank, so together they cut the global batch."""
+        size = len(self.rollout)
+        if self.settings.minibatches > size:
+            raise ValueError(f"ppo.minibatches is {self.settings.minibatches}, but a rank's rollout has {size} samples")
+        order = torch.arange(size)
+        if self.settings.shuffle:
+            seed = derive_seed(self.module.seed, "minibatches", self.module.global_step, epoch)
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        return list(order.tensor_split(self.settings.minibatches))
+
+    def _accumulate(self, rows: Tensor) -> bool:
+        """Gradients of one minibatch, micro-batch by micro-batch. Returns whether to stop after this step."""
+        self.module.optimizers().zero_grad()  # type: ignore[union-attr]
+        total = all_sum(self.mask[rows].sum().double()).clamp(min=1)
+        moved = torch.zeros((), dtype=torch.float64, device=self.module.device)
+        for micro in rows.split(self.settings.micro_batch_size or len(rows)):
+            loss, log_ratio = self._loss(micro, total)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"rollout {self.module.global_step}: the loss is {float(loss)}; lower the learning rates or the "
+                    "reward scale, or check the reward components for extreme values"
+                )
+            # data-parallel strategies average gradients over ranks; the loss is already a share of the global mean
+            self.module.manual_backward(loss * world_size())
+            moved += (kl_estimate(-log_ratio, torch.zeros_like(log_ratio), "k3").double() * self.mask[micro]).sum()
+        return self._moved_too_far(float(all_sum(moved) / total))
+
+    def _moved_too_far(self, approx_kl: float) -> bool:
+        self.means.add("ppo/approx_kl", approx_kl)
+        return self.settings.target_kl is not None and approx_kl > 1.5 * self.settings.target_kl
+
+    def _loss(self, micro: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """One summed loss, because sharded strategies allow one backward a step; a share of the token mean."""
+        rollout, settings, mask = self.rollout, self.settings, self.mask[micro]
+        scores = self.module.policy(  # type: ignore[misc]
+            rollout.prompt_ids[micro],
+            rollout.prompt_mask[micro],
+            rollout.response_ids[micro],
+            rollout.response_mask[micro],
+            actor=True,
+            critic=True,
+            temperature=self.module.generation.temperature,
+            entropy_gradient=settings.entropy_coef != 0,
+        )
+        surrogate = policy_loss(
+            scores.logprobs, self.old_logprobs[micro], self.advantages[micro], settings.clip, settings.dual_clip
+        )
+        values, value_clipped = value_loss(
+            scores.values, self.old_values[micro], self.returns[micro], settings.value_clip
+        )
+        per_token = surrogate.loss + settings.value_coef * values
+        if settings.entropy_coef:
+            per_token = per_token - settings.entropy_coef * scores.entropy
+        if self.module.kl.placement == "loss":
+            assert rollout.ref_logprobs is not None
+            divergence = kl_estimate(scores.logprobs, rollout.ref_logprobs[micro], self.module.kl.estimator)
+            per_token = per_token + self.module.kl_controller.coef * divergence
+        for name, value in (
+            ("ppo/policy_loss", surrogate.loss),
+            ("ppo/clip_fraction", surrogate.clipped),
+            ("critic/loss", values),
+            ("critic/clip_fraction", value_clipped),
+            ("ppo/entropy", scores.entropy),
+        ):
+            self.means.add_masked(name, value, mask)
+        return token_mean(per_token, mask, total.to(per_token.dtype)), surrogate.log_ratio.detach()
+
+    def _step(self, with_meta: bool) -> None:
+        """Clip and step; the strategy's own optimizer step, uncounted: the rollout counts once."""
+        optimizer = self.module.optimizers()
+        norm = self.module.clip_gradients_to(self.settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"rollout {self.module.global_step}: the gradient norm is {float(norm)}")
+        self.means.add("ppo/grad_norm", norm)
+        meta_loss = self.module.meta_gradient() if with_meta else None
+        if meta_loss is not None:
+            self.means.add("weighting/meta_loss", meta_loss)
+        self.module.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None, model=self.module)  # type: ignore[union-attr]

@@ -1,0 +1,140 @@
+"""Sampling responses: a batched decode loop whose randomness belongs to the sample, not to the batch or the rank.
+
+Every token of every sample is drawn by inverse-CDF from one uniform number that is a pure function of (seed, rollout,
+task, sample index, position). So a rollout is the same on 1 or 8 ranks, in any order, and after a resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+
+class Responses(NamedTuple):
+    """``ids``, ``mask`` ``[B, T]`` right-padded (the mask covers the end-of-sequence token); ``finished`` ``[B]``."""
+
+    ids: Tensor
+    mask: Tensor
+    finished: Tensor
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any printable parts; stable across processes, machines and Python versions."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def sample_uniforms(keys: Iterable[Sequence[object]], length: int) -> Tensor:
+    """``[B, length]`` float64 uniform numbers in [0, 1), row b a pure function of the b-th key."""
+    rows = []
+    for key in keys:
+        generator = torch.Generator().manual_seed(derive_seed(*key))
+        rows.append(torch.rand(length, dtype=torch.float64, generator=generator))
+    return torch.stack(rows) if rows else torch.zeros(0, length, dtype=torch.float64)
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+    """Draw one token a row by inverse-CDF.
+
+    Args:
+        logits: ``[B, V]``.
+        uniforms: ``[B]`` in [0, 1).
+        temperature: 0 is greedy (the first of equal maxima).
+        top_p: Nucleus in (0, 1]: the smallest set of most likely tokens with at least this mass (Holtzman et al. 2020).
+
+    Returns:
+        ``[B]`` int64 token ids.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.float() / temperature).softmax(-1).double()
+    if top_p < 1:
+        ordered, index = probabilities.sort(-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        ordered = ordered.masked_fill(before >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
+    cdf = probabilities.cumsum(-1)
+    threshold = uniforms.to(cdf.device).unsqueeze(-1) * cdf[:, -1:]
+    tokens = torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
+    # u * total can round up to the total itself: stay on the last token that has any mass
+    last = (probabilities > 0).long().mul(torch.arange(1, logits.shape[-1] + 1, device=logits.device)).amax(-1) - 1
+    return torch.minimum(tokens, last)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    uniforms: Tensor,
+    *,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Responses:
+    """Continue left-padded prompts with a key-value cache; rows that have ended leave the batch.
+
+    Args:
+        model: A transformers causal language model.
+        prompt_ids: ``[B, P]`` left-padded.
+        prompt_mask: ``[B, P]`` 1 on prompt tokens.
+        uniforms: ``[B, T]`` from :func:`sample_uniforms`; T is the length limit.
+        eos_ids: Tokens that end a response (they belong to it).
+        pad_id: Fills the rest.
+        temperature: 0 is greedy.
+        top_p: Nucleus mass.
+    """
+    batch, limit = uniforms.shape
+    device = prompt_ids.device
+    ids = torch.full((batch, limit), pad_id, dtype=torch.long, device=device)
+    mask = torch.zeros(batch, limit, dtype=torch.long, device=device)
+    finished = torch.zeros(batch, dtype=torch.bool, device=device)
+    if batch == 0 or limit == 0:
+        return Responses(ids, mask, finished)
+    ends = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
+    uniforms = uniforms.to(device)
+    rows = torch.arange(batch, device=device)
+    attention = torch.cat([prompt_mask.long(), prompt_mask.new_ones(batch, limit, dtype=torch.long)], dim=1)
+    position = prompt_mask.long().cumsum(-1).sub(1).clamp(min=0)
+    cache = DynamicCache()
+    tokens, width = prompt_ids, prompt_ids.shape[1]
+    for step in range(limit):
+        output = model(
+            input_ids=tokens,
+            attention_mask=attention[:, : width + step],
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        chosen = draw(output.logits[:, -1], uniforms[rows, step], temperature, top_p)
+        ids[rows, step] = chosen
+        mask[rows, step] = 1
+        ended = torch.isin(chosen, ends)
+        finished[rows[ended]] = True
+        keep = (~finished[rows]).nonzero().squeeze(-1)
+        if keep.numel() == 0:
+            break
+        position = position[:, -1:] + 1
+        tokens = chosen.unsqueeze(-1)
+        # Dropping rows copies the cache: only worth it once a quarter of the running rows have ended.
+        if keep.numel() <= 0.75 * rows.numel():
+            cache.batch_select_indices(keep)
+            rows, attention, position, tokens = rows[keep], attention[keep], position[keep], tokens[keep]
+    # rows kept in the batch after their end produced tokens that are not theirs
+    return _cut_after_end(ids, mask, ends, pad_id, finished)
+
+
+def _cut_after_end(ids: Tensor, mask: Tensor, ends: Tensor, pad_id: int, finished: Tensor) -> Responses:
+    is_end = torch.isin(ids, ends) & mask.bool()
+    after = is_end.long().cumsum(-1) - is_end.long() > 0
+    mask = mask.masked_fill(after, 0)
+    ids = ids.masked_fill(mask == 0, pad_id)
+    longest = int(mask.sum(-1).max())
+    return Responses(ids[:, :longest], mask[:, :longest], finished)

@@ -1,0 +1,70 @@
+"""Log-probabilities and entropies of given tokens without ever holding ``[B, T, V]`` in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Head = Callable[[Tensor], Tensor]
+
+
+def _piece(head: Head, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float() / temperature
+    log_z = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, labels[:, None]).squeeze(-1) - log_z
+    with torch.no_grad():
+        entropy = log_z - (logits.softmax(-1) * logits).sum(-1)
+    return logprobs, entropy
+
+
+def _piece_with_entropy_gradient(
+    head: Head, hidden: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float() / temperature
+    log_z = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, labels[:, None]).squeeze(-1) - log_z
+    return logprobs, log_z - (logits.softmax(-1) * logits).sum(-1)
+
+
+def token_logprobs(
+    head: Head,
+    hidden: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    chunk_tokens: int = 4096,
+    entropy_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label under ``softmax(head(hidden) / temperature)``, and the entropy there, in nats.
+
+    The head is applied to ``chunk_tokens`` positions at a time; under autograd each chunk's logits are recomputed in
+    the backward pass instead of kept, so the peak is ``chunk_tokens * V`` whatever the batch.
+
+    Args:
+        head: Maps ``[N, h]`` to logits ``[N, V]``.
+        hidden: ``[N, h]`` hidden states.
+        labels: ``[N]`` int64 token ids.
+        temperature: Sampling temperature, > 0.
+        chunk_tokens: Positions a chunk, > 0.
+        entropy_gradient: Let gradients flow through the entropy (for an entropy bonus).
+
+    Returns:
+        ``logprobs`` and ``entropy``, both ``[N]`` float32.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive to score tokens, got {temperature}")
+    piece = _piece_with_entropy_gradient if entropy_gradient else _piece
+    recompute = torch.is_grad_enabled() and hidden.shape[0] > chunk_tokens
+    logprobs, entropies = [], []
+    # at least one chunk, so that an empty input still runs through the head: every rank then has every gradient
+    for start in range(0, max(hidden.shape[0], 1), chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        if recompute:
+            logprob, entropy = checkpoint(piece, head, hidden[part], labels[part], temperature, use_reentrant=False)
+        else:
+            logprob, entropy = piece(head, hidden[part], labels[part], temperature)
+        logprobs.append(logprob)
+        entropies.append(entropy)
+    return torch.cat(logprobs), torch.cat(entropies)

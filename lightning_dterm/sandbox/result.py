@@ -1,0 +1,127 @@
+"""What the sandbox says of a program: statuses, limits, jobs and results. Plain frozen data, no execution here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lightning_dterm.types import CallTest
+
+Status = Literal["passed", "failed", "error", "timeout", "memory", "output", "exited", "killed", "forged", "infra"]
+STATUSES: tuple[str, ...] = get_args(Status)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Resource limits of one program (all its tests together).
+
+    Attributes:
+        cpu_s: CPU seconds; the limit that bad programs are meant to hit, because load on the machine cannot move it.
+        wall_s: Wall-clock seconds; generous, for programs that sleep or block.
+        memory_mb: Address space in MiB (the interpreter itself takes about 40).
+        output_kb: Bytes in KiB that may be written to any one file, standard output included.
+    """
+
+    cpu_s: float = 2.0
+    wall_s: float = 10.0
+    memory_mb: int = 512
+    output_kb: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("cpu_s", "wall_s", "memory_mb", "output_kb"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Limits.{name} must be positive, got {getattr(self, name)!r}.")
+        if self.memory_mb < 64:
+            raise ValueError(f"Limits.memory_mb must be at least 64 (the interpreter's own share), got {self.memory_mb}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One program to judge.
+
+    Attributes:
+        program: Python source.
+        entry_point: The function that the tests call; ``None`` compiles the program without running any of it.
+        tests: Calls and expected values. Only the arguments ever reach the program's process.
+        measure_cost: Count executed lines over the visible tests in a second pass (if all of them passed).
+    """
+
+    program: str
+    entry_point: str | None
+    tests: tuple[CallTest, ...] = ()
+    measure_cost: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tests and self.entry_point is None:
+            raise ValueError("Job has tests but entry_point is None: name the function that the tests call.")
+
+
+@dataclass(frozen=True, slots=True)
+class CompileError:
+    """One compiler diagnostic; lines and columns are 1-based, columns count characters, the end is exclusive."""
+
+    message: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+@dataclass(frozen=True, slots=True)
+class TestOutcome:
+    """Outcome of one test: ``line`` is where the program raised (1-based, claimed by the program's own process)."""
+
+    __test__ = False  # not a pytest class
+
+    passed: bool
+    status: str
+    visible: bool
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Verdict on one program.
+
+    Attributes:
+        status: ``passed`` (every test), ``failed`` (a wrong value), ``error`` (does not compile, or raised),
+            ``timeout`` (CPU or wall clock), ``memory``, ``output`` (wrote too much), ``exited`` (left on its own),
+            ``killed`` (a signal), ``forged`` (broke the result protocol; no test passes), ``infra`` (our fault, after
+            one retry: mask it, never score it 0).
+        per_test: One outcome per test of the job, in the job's order.
+        lines: Distinct program lines (1-based) where tests raised. Diagnostics from the program's own process:
+            untrusted, no reward may rest on a line number alone.
+        exception: First exception as ``Type: message``, at most 300 characters; untrusted as well.
+        cpu_s / wall_s / peak_rss: Usage of the program's process; seconds, seconds, bytes.
+        level: Isolation it ran under, see :class:`lightning_dterm.sandbox.Sandbox`.
+        compile_error: The first compiler error, if the program does not compile.
+        cost: Executed lines over the visible tests; ``None`` unless asked for, and unless those tests passed.
+        further_errors: Errors found after blanking the lines of the earlier ones, at most 4.
+    """
+
+    status: Status
+    per_test: tuple[TestOutcome, ...] = ()
+    lines: tuple[int, ...] = ()
+    exception: str | None = None
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    peak_rss: int = 0
+    level: str = "process"
+    compile_error: CompileError | None = None
+    cost: int | None = None
+    further_errors: tuple[CompileError, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Every test passed."""
+        return self.status == "passed"
+
+    @property
+    def compile_errors(self) -> tuple[CompileError, ...]:
+        """All compiler errors found, the first one first."""
+        return () if self.compile_error is None else (self.compile_error, *self.further_errors)
+
+    def share_passed(self, *, visible: bool) -> float | None:
+        """Share of the visible (or hidden) tests passed, in [0, 1]; ``None`` where there is no such test."""
+        outcomes = [outcome.passed for outcome in self.per_test if outcome.visible == visible]
+        return sum(outcomes) / len(outcomes) if outcomes else None

@@ -1,0 +1,175 @@
+"""The private channel between judge and program: framing and tagged plain data. Standard library only.
+
+Loaded on both sides (the worker loads this file by path, so nothing heavier may be imported here). Values travel as
+JSON in which every container is a list that starts with its tag: ``["l", ...]`` list, ``["t", ...]`` tuple,
+``["s", ...]`` set, ``["d", key, value, ...]`` dict, ``["b", hex]`` bytes, ``["i", hex]`` an int beyond 60 bits. Exact
+built-in types only: no pickle, no code, nothing that could run on the judge's side.
+
+A frame is ``type (1 byte) | sequence (u32) | nonce (16 bytes) | length (u32) | payload``. What it carries is a claim:
+:func:`parse_frames` accepts exactly the sequence an honest harness sends, and calls anything else forged.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+MAX_DEPTH = 64
+MAX_FRAME = 1 << 20
+MAX_CLAIMS = 4 << 20
+HEADER = struct.Struct("!cI16sI")
+LENGTH = struct.Struct("!I")
+
+ACCEPTED, COMPILED, LOADED, TEST, DONE = b"A", b"C", b"L", b"T", b"D"
+
+
+class Refused(ValueError):
+    """A value that is not plain data, or too deep or too large to be carried."""
+
+
+class Forged(ValueError):
+    """A claim that no honest harness would have sent."""
+
+
+def encode(value: Any, depth: int = 0) -> Any:
+    """Turn plain data into its JSON form; subclasses are demoted to their built-in base, anything else is refused.
+
+    Raises:
+        Refused: not plain data, or nested deeper than :data:`MAX_DEPTH` (cyclic data included).
+    """
+    kind = type(value)
+    if value is None or kind is bool or kind is str or kind is float:
+        return value
+    if kind is int:
+        return value if -(1 << 60) < value < 1 << 60 else ["i", hex(value)]
+    if depth >= MAX_DEPTH:
+        raise Refused(f"nested deeper than {MAX_DEPTH}")
+    if kind is list:
+        return ["l", *[encode(item, depth + 1) for item in value]]
+    if kind is tuple:
+        return ["t", *[encode(item, depth + 1) for item in value]]
+    if kind is set or kind is frozenset:
+        return ["s", *[encode(item, depth + 1) for item in value]]
+    if kind is dict:
+        return ["d", *[encode(part, depth + 1) for pair in value.items() for part in pair]]
+    if kind is bytes:
+        return ["b", value.hex()]
+    return encode(_demote(value, kind), depth)
+
+
+def _demote(value: Any, kind: type) -> Any:
+    """Copy an instance of a subclass into its built-in base, past whatever methods the subclass overrides."""
+    if issubclass(kind, int):
+        return int.__int__(value)
+    if issubclass(kind, float):
+        return float.__float__(value)
+    if issubclass(kind, str):
+        return str.__str__(value)
+    if issubclass(kind, bytes):
+        return memoryview(value).tobytes()
+    if issubclass(kind, list):
+        return list(list.__iter__(value))
+    if issubclass(kind, tuple):
+        return tuple(tuple.__iter__(value))
+    if issubclass(kind, set):
+        return set(set.__iter__(value))
+    if issubclass(kind, frozenset):
+        return set(frozenset.__iter__(value))
+    if issubclass(kind, dict):
+        return dict(dict.items(value))
+    raise Refused(f"not plain data: {kind.__name__}")
+
+
+def decode(data: Any, depth: int = 0, hashable: bool = False) -> Any:
+    """Turn the JSON form back into plain data.
+
+    Raises:
+        Forged: not the form that :func:`encode` produces.
+    """
+    if not isinstance(data, list):
+        if isinstance(data, dict):
+            raise Forged("untagged object")
+        return data
+    if depth > MAX_DEPTH or not data:
+        raise Forged("too deep" if data else "container without a tag")
+    tag, items = data[0], data[1:]
+    if tag in ("i", "b"):
+        return _decode_scalar(tag, items)
+    if tag == "d" and not hashable:
+        if len(items) % 2:
+            raise Forged("key without a value")
+        keys = [decode(key, depth + 1, hashable=True) for key in items[::2]]
+        return dict(zip(keys, [decode(value, depth + 1) for value in items[1::2]], strict=True))
+    if tag == "t":
+        return tuple([decode(item, depth + 1, hashable) for item in items])
+    if tag == "s":
+        members = [decode(item, depth + 1, hashable=True) for item in items]
+        return frozenset(members) if hashable else set(members)
+    if tag == "l" and not hashable:
+        return [decode(item, depth + 1) for item in items]
+    raise Forged("unknown tag, or an unhashable value where a hashable one belongs")
+
+
+def _decode_scalar(tag: str, items: list[Any]) -> int | bytes:
+    if len(items) != 1 or not isinstance(items[0], str):
+        raise Forged("malformed scalar")
+    try:
+        return int(items[0], 16) if tag == "i" else bytes.fromhex(items[0])
+    except ValueError as error:
+        raise Forged("malformed scalar") from error
+
+
+def _small_int(digits: str) -> int:
+    if len(digits) > 20:
+        raise Forged("large integer outside its tag")
+    return int(digits)
+
+
+def dumps(data: Any) -> bytes:
+    """JSON bytes of an encoded value (ASCII, so lone surrogates survive)."""
+    return json.dumps(data, separators=(",", ":")).encode("ascii")
+
+
+def loads(payload: bytes) -> Any:
+    """Parse untrusted JSON.
+
+    Raises:
+        Forged: not JSON, nested beyond the parser's stack, or with an oversized literal.
+    """
+    try:
+        return json.loads(payload.decode("ascii"), parse_int=_small_int)
+    except Forged:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise Forged(f"payload is not JSON: {type(error).__name__}") from error
+
+
+def pack_frame(kind: bytes, sequence: int, nonce: bytes, payload: bytes) -> bytes:
+    """One frame, ready to send."""
+    return HEADER.pack(kind, sequence, nonce, len(payload)) + payload
+
+
+def split_frames(buffer: bytes, nonce: bytes) -> tuple[list[tuple[bytes, Any]], bool]:
+    """Split the bytes a program's process sent into (type, payload) frames.
+
+    Returns:
+        The frames in order, and whether the last one was cut short (a process killed while sending, no forgery).
+
+    Raises:
+        Forged: wrong nonce, sequence, length or payload.
+    """
+    frames: list[tuple[bytes, Any]] = []
+    position = 0
+    while position < len(buffer):
+        if len(buffer) - position < HEADER.size:
+            return frames, True
+        kind, sequence, claimed, length = HEADER.unpack_from(buffer, position)
+        if claimed != nonce or sequence != len(frames) or length > MAX_FRAME:
+            raise Forged("frame with a wrong nonce, sequence or length")
+        position += HEADER.size
+        if len(buffer) - position < length:
+            return frames, True
+        frames.append((kind, loads(buffer[position : position + length])))
+        position += length
+    return frames, False
