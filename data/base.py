@@ -7,9 +7,9 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler, TaskBatch
 from torch.utils.data import DataLoader
 
-from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler, TaskBatch
 from lightning_dterm.types import CodeTask
 
 
@@ -22,7 +22,7 @@ class CodeDataModule(L.LightningDataModule):
     short or empty (``[]``), so that all ranks run the same number of batches.
 
     Args:
-        batch_size: Training prompts per process and step; the global batch is ``batch_size`` times processes.
+        batch_size: Training prompts per step over all processes, so that a run is the same on one process or several.
         seed: Seed of the training order and of whatever the benchmark samples; not negative.
         num_workers: Loader processes; 0 builds tasks in the training process.
         eval_batch_size: Prompts per process and batch in validation, test and prediction.
@@ -55,13 +55,14 @@ class CodeDataModule(L.LightningDataModule):
         self.seed, self.num_workers = seed, num_workers
         self._limits = {"train": limit_train, "validation": limit_validation, "test": limit_test}
         self._tasks: dict[str, Sequence[CodeTask]] = {}
+        self.stage = ""
 
     def train_tasks(self) -> Sequence[CodeTask]:
         """The training split, map-style: indexing builds one task."""
         raise NotImplementedError(f"{type(self).__name__} has no training split")
 
     def validation_tasks(self) -> Sequence[CodeTask]:
-        """The validation split."""
+        """The validation split; may be empty in ``fit``, which then runs without validation."""
         raise NotImplementedError(f"{type(self).__name__} has no validation split")
 
     def test_tasks(self) -> Sequence[CodeTask]:
@@ -70,6 +71,7 @@ class CodeDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Build the splits that ``stage`` (fit, validate, test or predict) needs, once each."""
+        self.stage = stage
         needed = {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",))
         for split in needed:
             if split not in self._tasks:
@@ -91,9 +93,13 @@ class CodeDataModule(L.LightningDataModule):
         rows = len(self._tasks[split])
         rank, world_size = self._shard()
         training = split == "train"
+        if training and self.batch_size % world_size:
+            raise ValueError(
+                f"{type(self).__name__}: batch_size {self.batch_size} does not divide over {world_size} processes"
+            )
         return ShardedBatchSampler(
             rows if limit is None else min(rows, limit),
-            self.batch_size if training else self.eval_batch_size,
+            self.batch_size // world_size if training else self.eval_batch_size,
             rank,
             world_size,
             shuffle=training,
@@ -115,8 +121,10 @@ class CodeDataModule(L.LightningDataModule):
         """Full batches in the seeded order, resumable at the exact row."""
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[CodeTask]:
-        """Every validation row once, in order."""
+    def val_dataloader(self) -> DataLoader[CodeTask] | list[Any]:
+        """Every validation row once, in order; no loader at all where ``fit`` has no validation rows."""
+        if self.stage == "fit" and not len(self._tasks["validation"]):
+            return []
         return self._loader("validation")
 
     def test_dataloader(self) -> DataLoader[CodeTask]:

@@ -24,14 +24,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     The bytes go to a hidden temporary file in the same folder, are flushed to the disk, and the file is renamed over
     the target; then the folder itself is flushed, so that the new name survives a power cut too. A process that is
-    killed in between leaves only its temporary file, which the next save into that folder removes. The file is streamed:
-    saving needs no second copy of the checkpoint in memory. Remote paths (``s3://...``) are left to Lightning.
+    killed in between leaves only its temporary file, which the next process to save there removes. The file is
+    streamed: saving needs no second copy of the checkpoint in memory. Remote paths (``s3://...``) are Lightning's.
     """
 
     def __init__(self) -> None:
         self._swept: set[Path] = set()
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Write ``checkpoint`` to ``path``.
 
         Raises:
@@ -115,7 +117,7 @@ def _alive(pid: int) -> bool:
 
 
 def check_ckpt_path(path: str) -> str | None:
-    """Why ``path`` cannot be resumed from, in one line; None if it can, or if only Lightning can tell (keywords, URLs)."""
+    """Why ``path`` cannot be resumed from; None if it can, or if only Lightning can tell (keywords, remote paths)."""
     if path in CKPT_KEYWORDS or path.startswith("registry") or not _is_local_file_protocol(path):
         return None
     if os.path.isfile(path) or os.path.isdir(path):

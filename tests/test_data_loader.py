@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
-
 from lightning_dterm.data.base import CodeDataModule
 from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler
+
 from lightning_dterm.types import CodeTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -132,7 +132,11 @@ def test_orders_differ_between_epochs_and_seeds_only() -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "word"),
-    [({"batch_size": 0}, "batch_size"), ({"batch_size": 1, "rank": 2}, "rank"), ({"batch_size": 1, "seed": -1}, "seed")],
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 1, "rank": 2}, "rank"),
+        ({"batch_size": 1, "seed": -1}, "seed"),
+    ],
 )
 def test_sampler_refuses_nonsense(kwargs, word) -> None:
     with pytest.raises(ValueError, match=word):

@@ -12,7 +12,13 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_dterm.metrics import bleu_from_statistics, bleu_statistics, codexglue_exact_match, corpus_bleu, exact_match
+from lightning_dterm.metrics import (
+    bleu_from_statistics,
+    bleu_statistics,
+    codexglue_exact_match,
+    corpus_bleu,
+    exact_match,
+)
 
 SHARED = Path(os.environ.get("LIGHTNING_DTERM_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "codexglue"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"CodeXGLUE's files are not at {SHARED}")
@@ -51,7 +57,9 @@ def test_corpus_bleu_equals_brute_force(pairs, smooth) -> None:
     if not any(text.split() for pair in pairs for text in pair):
         assert math.isnan(corpus_bleu(*zip(*pairs, strict=True), smooth))
     else:
-        assert corpus_bleu(*zip(*pairs, strict=True), smooth) == pytest.approx(brute_force_bleu(pairs, smooth), abs=1e-9)
+        assert corpus_bleu(*zip(*pairs, strict=True), smooth) == pytest.approx(
+            brute_force_bleu(pairs, smooth), abs=1e-9
+        )
 
 
 @given(corpora)
@@ -102,7 +110,8 @@ def test_exact_match(completion, reference, accepted, published, ours) -> None:
 
 @needs_shared
 @pytest.mark.parametrize(
-    ("task", "bleu", "accuracy"), [("Code-Code/code-to-code-trans", 61.08, 50.0), ("Code-Code/code-refinement", 79.03, 40.0)]
+    ("task", "bleu", "accuracy"),
+    [("Code-Code/code-to-code-trans", 61.08, 50.0), ("Code-Code/code-refinement", 79.03, 40.0)],
 )
 def test_the_evaluators_own_examples(task, bleu, accuracy) -> None:
     """Figures from the READMEs of the two tasks."""

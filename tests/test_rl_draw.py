@@ -85,6 +85,13 @@ def test_a_nucleus_of_exactly_the_asked_mass_is_not_widened() -> None:
     assert {draw_one([0.0] * 4, u / 64, 1.0, 0.51) for u in range(64)} == {0, 1, 2}
 
 
+def test_equals_enter_the_nucleus_in_order_of_their_ids_in_a_large_vocabulary() -> None:
+    # half of 5000 equals is the first 2500 ids, so that a run does not depend on how the machine sorts
+    uniforms = (torch.arange(50, dtype=torch.float64) + 0.5) / 50
+    drawn = draw(torch.zeros(1, 5000).expand(50, 5000), uniforms, 1.0, 0.49995)
+    assert drawn.tolist() == [50 * i + 25 for i in range(50)]
+
+
 def test_a_tiny_nucleus_is_the_most_likely_token() -> None:
     assert {draw_one([0.0, 3.0, 1.0], u, 1.0, 1e-9) for u in (0.0, 0.5, LARGEST)} == {1}
 

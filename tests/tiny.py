@@ -10,10 +10,11 @@ import lightning as L
 import torch
 from lightning_dterm.callbacks import RewardComputation, TokenAttribution
 from lightning_dterm.data.base import CodeDataModule
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
 from lightning_dterm.init_actor import train_tokenizer
 from lightning_dterm.rewards import RewardComponent
 from lightning_dterm.types import CodeTask, RewardResult, Sample
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 
 def tiny_actor(folder: Path, seed: int = 0, vocab_size: int = 300, hidden: int = 32, layers: int = 2) -> Path:

@@ -164,7 +164,7 @@ _PAIR_MAPS = (
     Piece("squares", "{a} * {a} + {b} * {b}", "{a} * {a} + {b} * {b}", ("the sum of the squares of {a} and {b}", "the square of {a} plus the square of {b}"), (), "squares"),
     Piece("first", "{a}", "{a}", ("{a}",), (), "first"),
 )
-_PAIR_TESTS = (
+PAIR_TESTS = (
     Piece("more", "{a} > {b}", "{a} > {b}", ("{a} is greater than {b}", "{a} is above {b}"), (), "more"),
     Piece("fewer", "{a} < {b}", "{a} < {b}", ("{a} is less than {b}", "{a} is below {b}"), (), "less"),
     Piece("differ", "{a} != {b}", "{a} !== {b}", ("{a} differs from {b}", "{a} is not equal to {b}"), (), "unlike"),
@@ -173,7 +173,7 @@ _PAIR_TESTS = (
     Piece("twice", "{a} > 2 * {b}", "{a} > 2 * {b}", ("{a} is greater than twice {b}", "{a} is above twice {b}"), (), "more"),
 )
 _PAIR_MAP = {piece.name: piece for piece in _PAIR_MAPS}
-_PAIR_TEST = {piece.name: piece for piece in _PAIR_TESTS}
+_PAIR_TEST = {piece.name: piece for piece in PAIR_TESTS}
 
 
 def draw_pair(draw: Draw) -> Shape:
@@ -182,7 +182,7 @@ def draw_pair(draw: Draw) -> Shape:
     first, second = draw.pick(_PAIR_MAPS).name, draw.pick(_PAIR_MAPS).name
     while second == first:
         second = draw.pick(_PAIR_MAPS).name
-    return ("pair", style, first, second, draw.pick(_PAIR_TESTS).name)
+    return ("pair", style, first, second, draw.pick(PAIR_TESTS).name)
 
 
 def build_pair(shape: Shape, draw: Draw) -> Program:

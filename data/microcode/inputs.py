@@ -66,8 +66,8 @@ def make_input(draw: Draw, domain: tuple[str, ...], numbers: list[int], letters:
             values.append(_near(draw, numbers, 1) if length else 0)
         elif kind == "positive":
             values.append(_near(draw, numbers, 1) if length else 1)
-        elif kind == "natural":
-            values.append(draw.integer(0, 10 ** min(length, 6)) if length else 0)
+        elif kind == "digits":
+            values.append(draw.integer(1, 10 ** min(length, 6)) if length else 10)
         elif kind == "words":
             values.append(_words(draw, letters, length))
         elif kind == "string":

@@ -41,6 +41,9 @@ SOURCES = {
     for source in (
         Source("list", "number", "numbers", _LISTS, ("the numbers in {p}", "the elements of {p}"), Code("{p}", "{p}"), "{p}"),
         Source("range", "natural", "count", (("n", "i"), ("limit", "i"), ("n", "k"), ("top", "i")), ("the integers from 1 to {p}", "the numbers 1 to {p}"), Code("range(1, {p} + 1)", ""), "Array.from({{ length: {p} }}, (_, j) => j + 1)"),
+        Source("rest", "number", "numbers", _LISTS, ("the numbers in {p} after the first", "the elements of {p} from index 1 on"), Code("{p}[1:]", "{p}.slice(1)"), "{p}.slice(1)"),
+        Source("second", "number", "numbers", _LISTS, ("the numbers in {p} at even indices", "every second element of {p}"), Code("{p}[::2]", "{p}.filter((_, i) => i % 2 === 0)"), "{p}.filter((_, i) => i % 2 === 0)"),
+        Source("back", "number", "numbers", _LISTS, ("the numbers in {p} from last to first", "the elements of {p} in reverse"), Code("{p}[::-1]", "[...{p}].reverse()"), "[...{p}].reverse()"),
         Source("table", "number", "table", (("d", "v"), ("scores", "v"), ("stock", "n"), ("prices", "v")), ("the values in {p}", "the values of dict {p}"), Code("{p}.values()", "Object.values({p})"), "Object.values({p})"),
         Source("words", "word", "words", (("words", "w"), ("names", "s"), ("texts", "t"), ("words", "s")), ("the words in {p}", "the strings in {p}"), Code("{p}", "{p}"), "{p}"),
         Source("string", "character", "string", (("s", "c"), ("text", "c"), ("line", "c"), ("text", "ch")), ("the characters of {p}", "the characters in {p}"), Code("{p}", "{p}"), "[...{p}]"),
@@ -78,7 +81,7 @@ REDUCTIONS = {
         Reduction("distinct", ("the number of distinct values among ", "how many different values are among "), _NONE[:1], ("distinct",), ("int", "str"), ("comprehension",)),
         Reduction("join", ("the string made of ", "the concatenation of "), _NONE[:1], ("join", "concat"), ("str", "char")),
         Reduction("dashed", ("the string with dashes between ", "the dash-joined string of "), _NONE[:1], ("dashed",), ("str", "char"), ("comprehension",)),
-        Reduction("longest", ("the longest of ", "the first longest of "), (", or '' if there are none",), ("longest",), ("str",), ("comprehension",)),
+        Reduction("longest", ("the first longest of ", "the earliest longest of "), (", or '' if there are none",), ("longest",), ("str",), ("comprehension",)),
         Reduction("count", ("how many of ", "the count of those of "), _NONE[:1], ("count", "how_many"), ("test",)),
         Reduction("any", ("whether any of ", "whether at least one of "), _NONE[:1], ("any", "has"), ("test",)),
         Reduction("all", ("whether all of ", "whether every one of "), _NONE[:1], ("all", "only"), ("test",)),
@@ -106,12 +109,14 @@ def value_type(kind: str, mapping: str) -> str:
 _BY_TYPE = {
     kind: tuple(item for item in REDUCTIONS.values() if kind in item.types) for kind in ("int", "str", "char", "test")
 }
-_SOURCE_NAMES = ("list", "list", "list", "list", "range", "table", "words", "words", "string", "string")
+_SOURCE_NAMES = ("list", "list", "list", "range", "table", "words", "words", "string", "string")
+_SLICED = ("rest", "second", "back")
+
 
 
 def draw_pipeline(draw: Draw) -> Shape:
     """The structural choices: source, style, reduction, mapping, condition."""
-    source = SOURCES[draw.pick(_SOURCE_NAMES)]
+    source = SOURCES[draw.pick(_SLICED if draw.chance(0.12) else _SOURCE_NAMES)]
     if draw.chance(0.3):
         reduction, mapping = draw.pick(_BY_TYPE["test"]), "same"
         condition = draw_condition(draw, source.kind)

@@ -62,7 +62,6 @@ class Piece:
         tag: Word for function names.
         k / j: Ranges of the constants; ``j`` is added to ``k`` where ``relative`` is set.
         letters: Letters ``{c}`` is drawn from.
-        parts: Whether the piece has a top-level ``and``/``or`` and never needs parentheses.
     """
 
     name: str
@@ -157,7 +156,7 @@ SIGN_PREDICATES = (
 NUMBER_MAPS = (
     Piece("same", "{v}", "{v}", ("",), ("{v}",), ""),
     Piece("square", "{v} * {v}", "{v} * {v}", ("the squares of ", "the squared values of "), ("the square of {v}", "{v} squared"), "squares"),
-    Piece("power", "{v} ** {k}", "{v} ** {k}", ("power {k} of ", "the powers with exponent {k} of "), ("power {k} of {v}", "{v} to the power {k}"), "powers", (2, 3)),
+    Piece("power", "{v}**{k}", "{v} ** {k}", ("power {k} of ", "the powers with exponent {k} of "), ("power {k} of {v}", "{v} to the power {k}"), "powers", (2, 3)),
     Piece("double", "2 * {v}", "2 * {v}", ("twice ", "the doubles of "), ("twice {v}", "the double of {v}"), "doubles"),
     Piece("times", "{v} * {k}", "{v} * {k}", ("{k} times ", "the {k}-fold of "), ("{k} times {v}", "{v} times {k}"), "multiples", (3, 9)),
     Piece("plus", "{v} + {k}", "{v} + {k}", ("{k} more than ", "{k} plus "), ("{k} more than {v}", "{k} plus {v}"), "raised", (1, 9)),
@@ -165,8 +164,8 @@ NUMBER_MAPS = (
     Piece("from", "{k} - {v}", "{k} - {v}", ("{k} minus ", "the differences of {k} and "), ("{k} minus {v}", "the difference of {k} and {v}"), "differences", (5, 20)),
     Piece("abs", "abs({v})", "Math.abs({v})", ("the absolute values of ", "the magnitudes of "), ("the absolute value of {v}", "the magnitude of {v}"), "sizes"),
     Piece("negate", "-{v}", "-{v}", ("the negatives of ", "the opposites of "), ("the negative of {v}", "the opposite of {v}"), "negatives"),
-    Piece("quotient", "{v} // {k}", "Math.floor({v} / {k})", ("the quotients by {k} of ", "the floor quotients by {k} of "), ("the quotient by {k} of {v}", "the floor quotient by {k} of {v}"), "parts", (2, 5)),
-    Piece("modulo", "{v} % {k}", "(({v} % {k}) + {k}) % {k}", ("the remainders by {k} of ", "the residues modulo {k} of "), ("the remainder by {k} of {v}", "the residue modulo {k} of {v}"), "remainders", (3, 7)),
+    Piece("quotient", "{v} // {k}", "Math.floor({v} / {k})", ("the floor quotients by {k} of ", "the rounded-down quotients by {k} of "), ("the floor quotient by {k} of {v}", "the rounded-down quotient by {k} of {v}"), "parts", (2, 5)),
+    Piece("modulo", "{v} % {k}", "(({v} % {k}) + {k}) % {k}", ("the remainders modulo {k} of ", "the residues modulo {k} of "), ("the remainder modulo {k} of {v}", "the residue modulo {k} of {v}"), "remainders", (3, 7)),
     Piece("cap", "min({v}, {k})", "Math.min({v}, {k})", ("the minimum of {k} and ", "the smaller of {k} and "), ("the minimum of {k} and {v}", "the smaller of {k} and {v}"), "capped", (3, 9)),
     Piece("floor", "max({v}, {k})", "Math.max({v}, {k})", ("the maximum of {k} and ", "the larger of {k} and "), ("the maximum of {k} and {v}", "the larger of {k} and {v}"), "floored", (1, 6)),
     Piece("square_plus", "{v} * {v} + {k}", "{v} * {v} + {k}", ("{k} more than the squares of ", "{k} plus the squares of "), ("{k} more than the square of {v}", "{k} plus the square of {v}"), "values", (1, 9)),
@@ -204,15 +203,15 @@ WORD_MEASURES = (
 )
 
 CHARACTER_PREDICATES = (
-    Piece("vowel", '{v} in "aeiou"', '"aeiou".includes({v})', ("are vowels", "are one of 'aeiou'"), ("is a vowel", "is one of 'aeiou'"), "vowels"),
-    Piece("consonant", '{v} not in "aeiou"', '!"aeiou".includes({v})', ("are not vowels", "are none of 'aeiou'"), ("is not a vowel", "is none of 'aeiou'"), "others"),
+    Piece("vowel", '{v} in "aeiou"', '"aeiou".includes({v})', ("are small vowels", "are one of 'aeiou'"), ("is a small vowel", "is one of 'aeiou'"), "vowels"),
+    Piece("consonant", '{v} not in "aeiou"', '!"aeiou".includes({v})', ("are not small vowels", "are none of 'aeiou'"), ("is not a small vowel", "is none of 'aeiou'"), "others"),
     Piece("digit", "{v}.isdigit()", "/[0-9]/.test({v})", ("are digits", "are decimal digits"), ("is a digit", "is a decimal digit"), "digits"),
     Piece("letter", "{v}.isalpha()", "/[a-zA-Z]/.test({v})", ("are letters", "are alphabetic"), ("is a letter", "is alphabetic"), "letters"),
     Piece("capital", "{v}.isupper()", "/[A-Z]/.test({v})", ("are upper case", "are capital letters"), ("is upper case", "is a capital letter"), "capitals"),
     Piece("is", '{v} == "{c}"', '{v} === "{c}"', ("are '{c}'", "are equal to '{c}'"), ("is '{c}'", "is equal to '{c}'"), "equal", letters=_LETTERS),
     Piece("is_not", '{v} != "{c}"', '{v} !== "{c}"', ("are not '{c}'", "are different from '{c}'"), ("is not '{c}'", "is different from '{c}'"), "unlike", letters=_LETTERS),
-    Piece("after", '{v} > "{c}"', '{v} > "{c}"', ("come after '{c}'", "are greater than '{c}'"), ("comes after '{c}'", "is greater than '{c}'"), "late", letters="deilno"),
-    Piece("before", '{v} < "{c}"', '{v} < "{c}"', ("come before '{c}'", "are less than '{c}'"), ("comes before '{c}'", "is less than '{c}'"), "early", letters="deilno"),
+    Piece("after", '{v} > "{c}"', '{v} > "{c}"', ("come after '{c}' in ASCII", "are greater than '{c}'"), ("comes after '{c}' in ASCII", "is greater than '{c}'"), "late", letters="deilno"),
+    Piece("before", '{v} < "{c}"', '{v} < "{c}"', ("come before '{c}' in ASCII", "are less than '{c}'"), ("comes before '{c}' in ASCII", "is less than '{c}'"), "early", letters="deilno"),
 )
 CHARACTER_MAPS = (
     Piece("same", "{v}", "{v}", ("",), ("{v}",), ""),

@@ -196,7 +196,9 @@ def _completes_character(data: bytes) -> np.ndarray[Any, Any]:
         try:
             codecs.utf_8_decode(view[position:], "strict", True)
             break
-        except UnicodeDecodeError as error:  # one U+FFFD for each maximal ill-formed part (Unicode 3.9, "best practice")
+        except (
+            UnicodeDecodeError
+        ) as error:  # one U+FFFD for each maximal ill-formed part (Unicode 3.9, "best practice")
             low, high = position + error.start, position + error.end
             starts[low] = True
             starts[low + 1 : high] = False

@@ -12,9 +12,7 @@ _CELLS = 4_000_000
 """Most drawn row numbers held at a time (32 MB)."""
 
 
-def resampled_sums(
-    statistics: NDArray[np.float64], resamples: int = RESAMPLES, seed: int = 0
-) -> NDArray[np.float64]:
+def resampled_sums(statistics: NDArray[np.float64], resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
     """Sums over resamples drawn with replacement, each as large as the sample.
 
     Args:

@@ -81,7 +81,7 @@ class CodeModule(L.LightningModule):
         """Tokens that end a response: the tokenizer's and those of the model's own generation settings."""
         configured = getattr(getattr(self.language_model, "generation_config", None), "eos_token_id", None)
         extra = configured if isinstance(configured, list) else [configured] if configured is not None else []
-        return sorted({int(self.tokenizer.eos_token_id), *map(int, extra)} - {self._pad_id})  # type: ignore[arg-type]
+        return sorted({int(self.tokenizer.eos_token_id), *map(int, extra)})  # type: ignore[arg-type]
 
     def respond(
         self,

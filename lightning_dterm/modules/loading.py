@@ -56,7 +56,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer that pads on the left, with a pad token distinct from its end-of-sequence token.
 
     Raises:
-        ActorLoadError: If it cannot be loaded, has no end-of-sequence token, or no token can serve as padding.
+        ActorLoadError: If it cannot be loaded or has no end-of-sequence token.
     """
     folder = resolve_path(path)
     try:
@@ -66,18 +66,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ActorLoadError(f"the tokenizer of {path!r} has no eos_token: set one in its tokenizer_config.json")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = _spare_token(tokenizer, path)
+        tokenizer.pad_token = _spare_token(tokenizer)
     return tokenizer
 
 
-def _spare_token(tokenizer: PreTrainedTokenizerBase, path: str) -> str:
-    """A special token other than EOS: a pad equal to EOS would mask out the one token that ends a response."""
-    for token in (tokenizer.pad_token, tokenizer.unk_token, *tokenizer.all_special_tokens):
-        if token is not None and token != tokenizer.eos_token:
-            return str(token)
-    raise ActorLoadError(
-        f"the tokenizer of {path!r} has no special token besides EOS to pad with: add a pad_token to it"
-    )
+def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token other than EOS to fill with, a special one if there is; masks, not ids, tell padding from text."""
+    others = (tokenizer.unk_token, *tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), *tokenizer.get_vocab())
+    return next(str(token) for token in others if token is not None and token != tokenizer.eos_token)
 
 
 def _explain(what: str, path: str, error: Exception) -> str:

@@ -30,6 +30,8 @@ class SupervisedModule(CodeModule):
         warmup_steps: Steps over which the learning rate rises linearly.
         schedule: ``constant`` or ``cosine`` down to a tenth at ``trainer.max_steps``.
         max_grad_norm: Gradient norm clip.
+        micro_batch_size: Rows a forward and backward pass, sorted by length; None for the whole batch at once. Changes
+            memory and speed, not the result.
         max_target_length: Longer references are cut, and counted in ``cut_references``.
         prompt_loss_weight: Weight of the prompt tokens' loss; 0 trains on completions alone.
         seed: For evaluation sampling.
@@ -45,6 +47,7 @@ class SupervisedModule(CodeModule):
         warmup_steps: int = 100,
         schedule: str = "cosine",
         max_grad_norm: float = 1.0,
+        micro_batch_size: int | None = None,
         max_target_length: int = 512,
         prompt_loss_weight: float = 0.0,
         seed: int = 0,
@@ -59,6 +62,7 @@ class SupervisedModule(CodeModule):
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
+        self.micro_batch_size = micro_batch_size
         self.max_target_length = max_target_length
         self.prompt_loss_weight = prompt_loss_weight
         self.export_dir = export_dir
@@ -102,33 +106,45 @@ class SupervisedModule(CodeModule):
         mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r, _ in rows])
         return ids.to(self.device), mask.to(self.device), weights.to(self.device)
 
-    def loss(self, tasks: list[CodeTask]) -> Tensor:
-        """Mean negative log-likelihood per weighted token over all ranks' batches, in nats.
-
-        Scaled by the number of ranks over all their tokens, so that averaged gradients are those of one big batch.
-        """
+    def micro_batches(self, tasks: list[CodeTask]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Rows of like length together, each micro-batch padded to its own longest row."""
         ids, mask, weights = self.encode(tasks)
+        lengths = mask.sum(-1)
+        parts = []
+        for rows in lengths.argsort(stable=True).split(self.micro_batch_size or len(tasks)):
+            width = int(lengths[rows].max())
+            parts.append((ids[rows, :width], mask[rows, :width], weights[rows, :width]))
+        return parts
+
+    def loss_sum(self, ids: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """Summed weighted negative log-likelihood of one micro-batch ``[B, L]``, in nats."""
         trunk: Any = self.language_model.base_model
         hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
         picked = weights[:, 1:] > 0
         head: Any = self.language_model.get_output_embeddings()
         logprobs, _ = token_logprobs(head, hidden[picked], ids[:, 1:][picked])
-        kept = weights[:, 1:][picked]
-        return -(logprobs * kept).sum() * world_size() / all_sum(kept.sum())
+        return -(logprobs * weights[:, 1:][picked]).sum()
 
     def training_step(self, batch: list[CodeTask], batch_idx: int) -> None:
         """One optimizer step."""
         optimizer = self.optimizers()
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = self.lr * self._lr_factor(self.global_step)
-        loss = self.loss(batch)
+        parts = self.micro_batches(batch)
+        total = all_sum(sum(weights[:, 1:].sum() for _, _, weights in parts))  # type: ignore[arg-type]
         optimizer.zero_grad()  # type: ignore[union-attr]
-        self.manual_backward(loss)
+        losses = []
+        for part in parts:
+            # a share of the mean over all ranks' tokens; data-parallel strategies average gradients over ranks
+            losses.append(self.loss_sum(*part) / total)
+            self.manual_backward(losses[-1] * world_size())
+            losses[-1] = losses[-1].detach()
+        loss = all_sum(torch.stack(losses).sum())
         norm = torch.nn.utils.clip_grad_norm_(self.language_model.parameters(), self.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {self.global_step}: the gradient is not finite (loss {float(loss)})")
         optimizer.step()  # type: ignore[union-attr]
-        self.log_dict({"train/loss": loss.detach(), "train/grad_norm": norm}, prog_bar=True, batch_size=len(batch))
+        self.log_dict({"train/loss": loss, "train/grad_norm": norm}, prog_bar=True, batch_size=len(batch))
 
     def _lr_factor(self, step: int) -> float:
         if step < self.warmup_steps:

@@ -25,7 +25,8 @@ class Responses(NamedTuple):
 
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed from any printable parts; stable across processes, machines and Python versions."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    escaped = (str(part).replace("\\", "\\\\").replace("\x1f", "\\x1f") for part in parts)
+    digest = hashlib.blake2b("\x1f".join(escaped).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -49,21 +50,28 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.
 
     Returns:
         ``[B]`` int64 token ids.
+
+    Raises:
+        ValueError: If ``temperature`` or ``top_p`` is out of range.
+        FloatingPointError: If the logits hold NaN or infinity.
     """
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}")
+    if logits.numel() and not bool(logits.amax().isfinite()):  # the maximum carries every NaN and +inf
+        raise FloatingPointError("the logits are not finite: the model has diverged")
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits.float() / temperature).softmax(-1).double()
     if top_p < 1:
-        ordered, index = probabilities.sort(-1, descending=True, stable=True)
+        ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         ordered = ordered.masked_fill(before >= top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
     cdf = probabilities.cumsum(-1)
-    threshold = uniforms.to(cdf.device).unsqueeze(-1) * cdf[:, -1:]
-    tokens = torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
-    # u * total can round up to the total itself: stay on the last token that has any mass
-    last = (probabilities > 0).long().mul(torch.arange(1, logits.shape[-1] + 1, device=logits.device)).amax(-1) - 1
-    return torch.minimum(tokens, last)
+    total = cdf[:, -1:]
+    # u * total may round up to the total itself: stay below it, and so on a token that has mass
+    threshold = torch.minimum(uniforms.to(cdf.device).unsqueeze(-1) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
 
 
 @torch.no_grad()
@@ -91,6 +99,8 @@ def generate(
         top_p: Nucleus mass.
     """
     batch, limit = uniforms.shape
+    if not bool(prompt_mask[:, -1:].bool().all()) or prompt_ids.shape[1] == 0:
+        raise ValueError("every prompt must end in the last column: pad on the left")
     device = prompt_ids.device
     ids = torch.full((batch, limit), pad_id, dtype=torch.long, device=device)
     mask = torch.zeros(batch, limit, dtype=torch.long, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -47,11 +48,13 @@ class KLController:
         self.horizon = horizon
 
     def update(self, kl: float, sequences: int) -> None:
-        """Adapt to a measured ``kl`` (nats a sequence): ``coef *= 1 + clip(kl / target - 1) n / h``."""
+        """Adapt to a measured ``kl`` (nats a sequence): ``coef *= 1 + clip(kl / target - 1) min(n / h, 1)``."""
         if self.target is None:
             return
+        if not math.isfinite(kl):
+            raise ValueError(f"the measured KL is {kl}: the actor has diverged")
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.coef *= 1 + error * sequences / self.horizon
+        self.coef *= 1 + error * min(sequences / self.horizon, 1.0)
 
     def state_dict(self) -> dict[str, float]:
         """The only state: the coefficient."""

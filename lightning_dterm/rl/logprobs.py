@@ -11,22 +11,17 @@ from torch.utils.checkpoint import checkpoint
 Head = Callable[[Tensor], Tensor]
 
 
-def _piece(head: Head, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = head(hidden).float() / temperature
-    log_z = logits.logsumexp(-1)
-    logprobs = logits.gather(-1, labels[:, None]).squeeze(-1) - log_z
-    with torch.no_grad():
-        entropy = log_z - (logits.softmax(-1) * logits).sum(-1)
-    return logprobs, entropy
-
-
-def _piece_with_entropy_gradient(
-    head: Head, hidden: Tensor, labels: Tensor, temperature: float
+def _piece(
+    head: Head, hidden: Tensor, labels: Tensor, temperature: float, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     logits = head(hidden).float() / temperature
     log_z = logits.logsumexp(-1)
     logprobs = logits.gather(-1, labels[:, None]).squeeze(-1) - log_z
-    return logprobs, log_z - (logits.softmax(-1) * logits).sum(-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        # a forbidden token's -inf would make 0 * -inf
+        finite = logits.clamp(min=torch.finfo(torch.float32).min)
+        entropy = log_z - (logits.softmax(-1) * finite).sum(-1)
+    return logprobs, entropy
 
 
 def token_logprobs(
@@ -55,16 +50,18 @@ def token_logprobs(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive to score tokens, got {temperature}")
-    piece = _piece_with_entropy_gradient if entropy_gradient else _piece
+    if chunk_tokens <= 0:
+        raise ValueError(f"chunk_tokens must be positive, got {chunk_tokens}")
     recompute = torch.is_grad_enabled() and hidden.shape[0] > chunk_tokens
     logprobs, entropies = [], []
     # at least one chunk, so that an empty input still runs through the head: every rank then has every gradient
     for start in range(0, max(hidden.shape[0], 1), chunk_tokens):
         part = slice(start, start + chunk_tokens)
+        arguments = (head, hidden[part], labels[part], temperature, entropy_gradient)
         if recompute:
-            logprob, entropy = checkpoint(piece, head, hidden[part], labels[part], temperature, use_reentrant=False)
+            logprob, entropy = checkpoint(_piece, *arguments, use_reentrant=False)
         else:
-            logprob, entropy = piece(head, hidden[part], labels[part], temperature)
+            logprob, entropy = _piece(*arguments)
         logprobs.append(logprob)
         entropies.append(entropy)
     return torch.cat(logprobs), torch.cat(entropies)

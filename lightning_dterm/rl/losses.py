@@ -34,7 +34,8 @@ def policy_loss(
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
     log_ratio = logprobs - old_logprobs
-    ratio = log_ratio.exp()
+    # beyond e^20 only the sign of the gradient matters; inf * 0 would be NaN
+    ratio = log_ratio.clamp(-20, 20).exp()
     unclipped = -advantages * ratio
     bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
     loss = torch.maximum(unclipped, bounded)
@@ -62,7 +63,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float 
     error = (values - returns).square()
     if clip is None:
         return 0.5 * error, torch.zeros_like(error)
-    bounded = old_values + (values - old_values).clamp(-clip, clip)
+    bounded = torch.maximum(torch.minimum(values, old_values + clip), old_values - clip)
     bounded_error = (bounded - returns).square()
     return 0.5 * torch.maximum(error, bounded_error), (bounded_error > error).to(error.dtype)
 

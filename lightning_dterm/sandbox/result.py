@@ -32,7 +32,7 @@ class Limits:
             if not getattr(self, name) > 0:
                 raise ValueError(f"Limits.{name} must be positive, got {getattr(self, name)!r}.")
         if self.memory_mb < 64:
-            raise ValueError(f"Limits.memory_mb must be at least 64 (the interpreter's own share), got {self.memory_mb}.")
+            raise ValueError(f"Limits.memory_mb must be at least 64 (the interpreter needs 40), got {self.memory_mb}.")
 
 
 @dataclass(frozen=True, slots=True)

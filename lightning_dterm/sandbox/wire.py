@@ -21,6 +21,10 @@ MAX_CLAIMS = 4 << 20
 HEADER = struct.Struct("!cI16sI")
 LENGTH = struct.Struct("!I")
 
+REQUEST = struct.Struct("!cQddQQ")  # kind (R run, K stop), number, cpu_s, wall_s, memory bytes, output bytes
+REPLY = struct.Struct("!QiddQB")  # number, wait status, cpu_s, wall_s, peak bytes, flags
+TIMED_OUT, STOPPED, NOT_STARTED = 1, 2, 4
+
 ACCEPTED, COMPILED, LOADED, TEST, DONE = b"A", b"C", b"L", b"T", b"D"
 
 

@@ -1,0 +1,62 @@
+"""Program structure: a key of the syntax tree without names and constants, and the split decided by it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+
+SPLITS = ("train", "validation", "test")
+
+
+# Fields that exist in some Python versions only, or that carry a use's context rather than structure.
+_IGNORED = ("ctx", "type_comment", "type_ignores", "type_params", "kind")
+_FIELDS: dict[type[ast.AST], tuple[str, ...]] = {}
+
+
+def _shape(node: ast.AST) -> str:
+    kind = type(node)
+    if kind is ast.Name or kind is ast.arg:
+        return "_"
+    if kind is ast.Constant:
+        return "#"
+    fields = _FIELDS.get(kind)
+    if fields is None:
+        fields = _FIELDS[kind] = tuple(field for field in kind._fields if field not in _IGNORED)
+    parts: list[str] = []
+    for field in fields:
+        value = getattr(node, field, None)
+        if isinstance(value, ast.AST):
+            parts.append(_shape(value))
+        elif isinstance(value, list):
+            parts.append("[" + ",".join([_shape(item) if isinstance(item, ast.AST) else "_" for item in value]) + "]")
+        elif isinstance(value, int):
+            parts.append(str(value))
+        else:
+            parts.append("." if value is None else "_")
+    return f"{kind.__name__}({','.join(parts)})"
+
+
+def structure_key(source: str) -> str:
+    """Hash of a Python program's syntax tree with every identifier and constant replaced by a placeholder.
+
+    Names of functions, parameters, variables, attributes and keyword arguments, and the values and types of constants
+    do not count; the kinds of nodes, operators and their nesting do.
+
+    Args:
+        source: A Python program.
+
+    Returns:
+        16 hexadecimal digits, the same on every platform and Python version that parses ``source`` alike.
+
+    Raises:
+        SyntaxError: ``source`` is not Python.
+    """
+    tree = ast.parse(source)
+    shape = ",".join(_shape(statement) for statement in tree.body)
+    return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest()
+
+
+def split_of(key: str) -> str:
+    """The split that holds every program of structure ``key``: 80% train, 10% validation, 10% test."""
+    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4, person=b"microcode-split").digest(), "big") % 10
+    return "train" if bucket < 8 else "validation" if bucket == 8 else "test"

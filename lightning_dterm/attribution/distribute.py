@@ -1,0 +1,249 @@
+r"""From component scores to token rewards, conserving every component's weighted score.
+
+For one sample and one component with weight :math:`\alpha` and score :math:`r \in [0, 1]`, let :math:`u_t` be the
+uniform share of token t (1/N over the N code tokens) and :math:`b_t` its share of the blame (both sum to 1). Then
+
+.. math:: \text{uniform: } \alpha r u_t \qquad \text{dense: } \alpha u_t - \alpha (1 - r) b_t
+
+A score is a reward, while evidence marks where score was *lost*: so with evidence the full credit 1 is spread over all
+code and the loss 1 - r is charged to the blamed tokens, the place that must change. Both sum to :math:`\alpha r`. A
+component without evidence has no place to blame and is uniform. This sign convention is ours: DESIGN section 3 asks
+only that the sum is conserved.
+
+Definitions at the edges:
+
+* *Code tokens* are tokens inside the response mask whose character span overlaps a code span.
+* A span of evidence shares its weight over the code tokens it overlaps, by the characters of code they have in common;
+  overlapping spans add up. A span that overlaps no code token (empty, outside the code, or beyond the kept tokens of a
+  truncated response) is ignored; where none is left the component is uniform.
+* Without any code token the whole weighted score goes to the last response token (the end-of-sequence token of a
+  finished response). A sample without a single response token receives nothing.
+* A masked component (NaN score) contributes 0, whatever its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_dterm.types import Span
+
+CharSpan = tuple[int, int]
+Mode = Literal["dense", "uniform", "terminal"]
+_NORMALIZE_RANGE = (0.25, 4.0)
+
+
+def attribute(
+    scores: Tensor,
+    alpha: Tensor,
+    evidence: Sequence[Mapping[str, Sequence[Span]]],
+    component_names: Sequence[str],
+    token_spans: Sequence[Sequence[CharSpan]],
+    code_spans: Sequence[Sequence[CharSpan]],
+    response_mask: Tensor,
+    mode: Mode = "dense",
+    length_normalize: bool = False,
+    reference_length: float | None = None,
+) -> Tensor:
+    """Token rewards of all components together; see :func:`attribute_components` for arguments and errors.
+
+    Returns:
+        ``[B, T]`` float32. Without ``length_normalize`` each row sums to ``sum_i alpha_i score_i`` over its unmasked
+        components (to 1e-6); tokens outside the response mask, and in the modes ``dense`` and ``uniform`` tokens that
+        are not code, are exactly 0.
+    """
+    check_inputs(scores, alpha, evidence, component_names, token_spans, code_spans, response_mask, mode)
+    parts = _components(
+        scores, alpha, evidence, component_names, token_spans, code_spans, response_mask, mode,
+        length_normalize, reference_length,
+    )  # fmt: skip
+    return parts.sum(1).float().to(response_mask.device)
+
+
+def attribute_components(
+    scores: Tensor,
+    alpha: Tensor,
+    evidence: Sequence[Mapping[str, Sequence[Span]]],
+    component_names: Sequence[str],
+    token_spans: Sequence[Sequence[CharSpan]],
+    code_spans: Sequence[Sequence[CharSpan]],
+    response_mask: Tensor,
+    mode: Mode = "dense",
+    length_normalize: bool = False,
+    reference_length: float | None = None,
+) -> Tensor:
+    """Token rewards of each component (accumulated in float64).
+
+    Args:
+        scores: ``[B, n]`` component values in [0, 1], NaN where masked.
+        alpha: ``[B, n]`` weights.
+        evidence: B mappings from component name to spans, in the character offsets of ``token_spans``.
+        component_names: The n components in column order.
+        token_spans: B lists with the character span of each of the first tokens of the response; tokens beyond the
+            end of a list have none.
+        code_spans: B lists of the disjoint character ranges that are code.
+        response_mask: ``[B, T]`` the response's tokens.
+        mode: ``dense`` (evidence placed), ``uniform`` (over the code tokens) or ``terminal`` (all at the last
+            response token, as trainers with one scalar reward do).
+        length_normalize: Multiply sample b by ``clamp(reference / N_b, 0.25, 4)``, ``N_b`` its number of code tokens:
+            a loss that averages over tokens then weighs each sample about equally instead of by its length. This
+            *changes* the sums. Samples without code tokens keep factor 1.
+        reference_length: The ``reference`` above; default the mean of ``N_b`` over samples that have code tokens.
+
+    Returns:
+        ``[B, n, T]`` float32, on the device of ``response_mask``.
+
+    Raises:
+        ValueError: Shapes, names or lengths disagree, an evidence weight is negative or not finite, or the mode is
+            unknown.
+    """
+    check_inputs(scores, alpha, evidence, component_names, token_spans, code_spans, response_mask, mode)
+    parts = _components(
+        scores, alpha, evidence, component_names, token_spans, code_spans, response_mask, mode,
+        length_normalize, reference_length,
+    )  # fmt: skip
+    return parts.float().to(response_mask.device)
+
+
+def code_token_mask(
+    token_spans: Sequence[Sequence[CharSpan]], code_spans: Sequence[Sequence[CharSpan]], response_mask: Tensor
+) -> Tensor:
+    """``[B, T]`` bool: tokens of the response that overlap code."""
+    starts, ends = _token_bounds(token_spans, response_mask.shape[1])
+    overlap = _code_overlap(starts, ends, code_spans)
+    return (overlap > 0).to(response_mask.device) & response_mask.bool()
+
+
+def check_inputs(
+    scores: Tensor,
+    alpha: Tensor,
+    evidence: Sequence[Mapping[str, Sequence[Span]]],
+    component_names: Sequence[str],
+    token_spans: Sequence[Sequence[CharSpan]],
+    code_spans: Sequence[Sequence[CharSpan]],
+    response_mask: Tensor,
+    mode: str,
+) -> None:
+    """Raise ``ValueError`` where the arguments of :func:`attribute_components` do not fit each other."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"unknown attribution mode {mode!r}: choose one of {', '.join(get_args(Mode))}")
+    batch, length = response_mask.shape
+    wanted = (batch, len(component_names))
+    for name, tensor in (("scores", scores), ("alpha", alpha)):
+        if tuple(tensor.shape) != wanted:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {wanted} (samples, components)")
+    for name, rows in (("evidence", evidence), ("token_spans", token_spans), ("code_spans", code_spans)):
+        if len(rows) != batch:
+            raise ValueError(f"{name} has {len(rows)} rows for {batch} samples")
+    longest = max((len(row) for row in token_spans), default=0)
+    if longest > length:
+        raise ValueError(f"token_spans has a row of {longest} tokens, the response mask only {length} columns")
+    for row in evidence:
+        unknown = set(row) - set(component_names)
+        if unknown:
+            raise ValueError(f"evidence of unknown component(s) {sorted(unknown)}: known are {list(component_names)}")
+        for name, spans in row.items():
+            if any(not 0 <= span.weight < float("inf") for span in spans):
+                raise ValueError(f"evidence of component {name!r} has a span whose weight is negative or not finite")
+
+
+def _components(
+    scores: Tensor,
+    alpha: Tensor,
+    evidence: Sequence[Mapping[str, Sequence[Span]]],
+    component_names: Sequence[str],
+    token_spans: Sequence[Sequence[CharSpan]],
+    code_spans: Sequence[Sequence[CharSpan]],
+    response_mask: Tensor,
+    mode: Mode,
+    length_normalize: bool,
+    reference_length: float | None,
+) -> Tensor:
+    """``[B, n, T]`` float64 on the CPU."""
+    mask = response_mask.detach().cpu().bool()
+    scores = scores.detach().cpu().double()
+    weight = torch.where(scores.isnan(), 0.0, alpha.detach().cpu().double())
+    scores = scores.nan_to_num(0.0)
+    starts, ends = _token_bounds(token_spans, mask.shape[1])
+    code = mask & (_code_overlap(starts, ends, code_spans) > 0)
+    counts = code.sum(-1, keepdim=True)
+    last = _last_token(mask)
+    uniform = last if mode == "terminal" else torch.where(counts > 0, code.double() / counts.clamp(min=1), last)
+    parts = (weight * scores)[:, :, None] * uniform[:, None, :]
+    if mode == "dense":
+        for row, spans_of in enumerate(evidence):
+            if not counts[row]:
+                continue
+            for column, name in enumerate(component_names):
+                spans = spans_of.get(name, ())
+                if not spans or not weight[row, column]:
+                    continue
+                blame = _blame(spans, code_spans[row], starts[row], ends[row], code[row])
+                if blame is not None:
+                    loss = 1.0 - scores[row, column]
+                    parts[row, column] = weight[row, column] * (uniform[row] - loss * blame)
+    if length_normalize:
+        parts *= _length_factor(counts.squeeze(-1), reference_length)[:, None, None]
+    return parts
+
+
+def _length_factor(counts: Tensor, reference: float | None) -> Tensor:
+    """``[B]`` factor of each sample, from its number of code tokens."""
+    has_code = counts > 0
+    if reference is None:
+        reference = float(counts[has_code].double().mean()) if has_code.any() else 1.0
+    return torch.where(has_code, (reference / counts.clamp(min=1).double()).clamp(*_NORMALIZE_RANGE), 1.0)
+
+
+def _last_token(mask: Tensor) -> Tensor:
+    """``[B, T]`` float64 one-hot of each row's last response token; all 0 for a row without any."""
+    position = torch.arange(1, mask.shape[1] + 1)
+    furthest = (mask * position).amax(-1, keepdim=True) if mask.shape[1] else torch.zeros(mask.shape[0], 1)
+    return (mask & (position == furthest)).double()
+
+
+def _token_bounds(token_spans: Sequence[Sequence[CharSpan]], length: int) -> tuple[Tensor, Tensor]:
+    """``[B, T]`` starts and ends in characters; (0, 0) where a token has no span."""
+    padded = [[*row, *([(0, 0)] * (length - len(row)))] for row in token_spans]
+    bounds = torch.tensor(padded, dtype=torch.int64).reshape(len(padded), length, 2)
+    return bounds[..., 0], bounds[..., 1]
+
+
+def _code_overlap(starts: Tensor, ends: Tensor, code_spans: Sequence[Sequence[CharSpan]]) -> Tensor:
+    """``[B, T]`` characters of code in each token."""
+    overlap = torch.zeros_like(starts)
+    most = max((len(row) for row in code_spans), default=0)
+    padded = torch.tensor([[*row, *([(0, 0)] * (most - len(row)))] for row in code_spans], dtype=torch.int64)
+    padded = padded.reshape(len(code_spans), most, 2)
+    for index in range(most):
+        low, high = padded[:, index, 0, None], padded[:, index, 1, None]
+        overlap += (torch.minimum(ends, high) - torch.maximum(starts, low)).clamp(min=0)
+    return overlap
+
+
+def _blame(
+    spans: Sequence[Span], code_spans: Sequence[CharSpan], starts: Tensor, ends: Tensor, code: Tensor
+) -> Tensor | None:
+    """``[T]`` shares of the blame, summing to 1; None where no span with a positive weight meets a code token."""
+    weights: list[float] = []
+    pieces: list[tuple[int, int, int]] = []  # (index into weights, start, end): the spans clipped to code
+    for span in spans:
+        clipped = [(max(span.start, low), min(span.end, high)) for low, high in code_spans]
+        inside = [(low, high) for low, high in clipped if low < high]
+        if inside and span.weight > 0:
+            pieces += [(len(weights), low, high) for low, high in inside]
+            weights.append(span.weight)
+    if not pieces:
+        return None
+    bounds = torch.tensor(pieces, dtype=torch.int64)
+    overlap = torch.minimum(ends, bounds[:, 2, None]) - torch.maximum(starts, bounds[:, 1, None])
+    overlap = overlap.clamp(min=0).double() * code  # [pieces, T]
+    per_span = overlap.new_zeros(len(weights), len(starts)).index_add_(0, bounds[:, 0], overlap)
+    total = per_span.sum(-1, keepdim=True)
+    share = per_span / total.clamp(min=1)
+    blame = (share * torch.tensor(weights, dtype=torch.float64)[:, None]).sum(0)
+    mass = blame.sum()
+    return blame / mass if mass > 0 else None

@@ -1,0 +1,307 @@
+"""The command line: ``lightning-dterm fit|validate|test|predict|export --config ...``, or ``python train.py ...``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
+
+from lightning_dterm.callbacks.progress import PhaseProgressBar
+from lightning_dterm.callbacks.stop import GracefulStop
+from lightning_dterm.checkpointing import AtomicCheckpointIO, check_ckpt_path
+
+DEBUG_VARIABLE = "LIGHTNING_DTERM_DEBUG"
+USAGE_ERROR = 2
+
+_FSDP1 = (
+    "strategy fsdp (FSDP1) cannot train this: under manual optimization training_step runs inside the forward of its "
+    "root module, so the actor cannot be called there; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
+)
+
+
+class DTermTrainer(L.Trainer):
+    """Lightning's Trainer with defaults that suit rollouts.
+
+    A progress bar that names the phase, :class:`GracefulStop`, atomic checkpoint files, TensorBoard logs, and data that
+    shards itself are there unless others are given; ``export`` is a further entry point.
+
+    Args:
+        use_distributed_sampler: Off, because the package's DataModules shard by themselves.
+        default_root_dir: Where logs and checkpoints go if the logger does not say.
+        cpu_threads: torch threads a process on CPU; by default OMP_NUM_THREADS, else 1: more slow small models down.
+    """
+
+    def __init__(
+        self,
+        *,
+        use_distributed_sampler: bool = False,
+        default_root_dir: str = "runs",
+        cpu_threads: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        strategy = kwargs.get("strategy", "auto")
+        if isinstance(strategy, FSDPStrategy) or (isinstance(strategy, str) and strategy.startswith("fsdp")):
+            raise MisconfigurationException(_FSDP1)
+        if cpu_threads is not None and cpu_threads < 1:
+            raise ValueError(f"trainer.cpu_threads must be at least 1, got {cpu_threads}")
+        fast = bool(kwargs.get("barebones"))
+        if not fast:
+            kwargs["callbacks"] = _with_defaults(
+                kwargs.get("callbacks"), kwargs.get("enable_progress_bar") is not False
+            )
+            kwargs["plugins"] = _with_atomic_io(kwargs.get("plugins"), strategy)
+            if kwargs.get("logger") in (None, True):
+                kwargs["logger"] = TensorBoardLogger(save_dir=default_root_dir, name=None)
+        super().__init__(use_distributed_sampler=use_distributed_sampler, default_root_dir=default_root_dir, **kwargs)
+        if self.strategy.root_device.type == "cpu":
+            torch.set_num_threads(cpu_threads or int(os.environ.get("OMP_NUM_THREADS") or 1))
+
+    def export(
+        self,
+        model: L.LightningModule,
+        output: str,
+        ckpt_path: str,
+        merge: bool = True,
+        datamodule: L.LightningDataModule | None = None,
+    ) -> None:
+        """Write the trained actor of a checkpoint for plain transformers.
+
+        Args:
+            model: A module with ``export(path, merge=...)``.
+            output: Folder to write with ``save_pretrained``.
+            ckpt_path: Checkpoint of a training run.
+            merge: Fold LoRA weights into the base model; with false the adapter alone is written, for peft.
+            datamodule: Not needed.
+        """
+        if Path(ckpt_path).is_dir():
+            raise MisconfigurationException(
+                f"{ckpt_path} is a sharded checkpoint: consolidate it first with "
+                f"python -m lightning.pytorch.utilities.consolidate_checkpoint {ckpt_path}"
+            )
+        export = getattr(model, "export", None)
+        if export is None:
+            raise MisconfigurationException(f"{type(model).__name__} has no method export(path, merge=...)")
+        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+        model.trainer = self
+        self.strategy.connect(model)
+        model.configure_model()
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
+        export(output, merge=merge)
+        print(f"exported: {output}")
+
+
+def _with_defaults(callbacks: Any, progress: bool) -> list[L.Callback]:
+    given = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks] if callbacks is not None else []
+    if progress and not any(isinstance(c, ProgressBar) for c in given):
+        given.append(PhaseProgressBar())
+    if not any(isinstance(c, GracefulStop) for c in given):
+        given.append(GracefulStop())
+    return given
+
+
+def _with_atomic_io(plugins: Any, strategy: Any) -> list[Any]:
+    given = list(plugins) if isinstance(plugins, Sequence) and not isinstance(plugins, str) else [plugins]
+    given = [plugin for plugin in given if plugin is not None]
+    own = isinstance(strategy, Strategy) and strategy._checkpoint_io is not None
+    if not own and not any(isinstance(plugin, CheckpointIO) for plugin in given):
+        given.append(AtomicCheckpointIO())
+    return given
+
+
+class DTermParser(LightningArgumentParser):
+    """Reports an error as one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and exit with status 2; the whole story in debug mode."""
+        if _debug():
+            raise ex or ValueError(message)
+        fail(message)
+
+
+class StageConfigCallback(SaveConfigCallback):
+    """Saves the resolved configuration as ``config.yaml`` for fit and ``config_<stage>.yaml`` for the others."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save, each stage under its own name: testing must not overwrite how a run was trained."""
+        if stage != "fit":
+            self.config_filename = f"config_{stage}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class DTermCLI(LightningCLI):
+    """LightningCLI where YAML and command line have the last word and mistakes cost one line."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            save_config_callback=StageConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            trainer_class=DTermTrainer,
+            parser_class=DTermParser,
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's four and ``export``."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Check that the checkpoint is there, and leave its hyperparameters alone.
+
+        Lightning would let the ``hyper_parameters`` stored in a checkpoint override YAML and the command line without a
+        word (Lightning issue 21455): ``--model.lr`` given at resume would do nothing.
+        """
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        problem = check_ckpt_path(str(path)) if path else None
+        if problem:
+            fail(problem)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line on stderr and exit with status 2."""
+    line = " ".join(str(message).split())
+    print(f"lightning-dterm: error: {line}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR)
+
+
+def _debug() -> bool:
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def packaged_config(path: str) -> str:
+    """``path`` where it exists, else the file of that name among the packaged configurations (if there is one).
+
+    ``configs/strategy/ddp.yaml`` and ``strategy/ddp.yaml`` both name the packaged overlay.
+    """
+    if Path(path).exists():
+        return path
+    configs = Path(_configs_folder())
+    relative = Path(path)
+    parts = relative.parts[1:] if relative.parts[:1] == ("configs",) else relative.parts
+    candidate = configs.joinpath(*parts) if parts and not relative.is_absolute() and ".." not in parts else None
+    return str(candidate) if candidate is not None and candidate.is_file() else path
+
+
+def _configs_folder() -> str:
+    import lightning_dterm.configs
+
+    return str(Path(str(lightning_dterm.configs.__file__)).parent)
+
+
+def resolve_config_arguments(args: Sequence[str]) -> list[str]:
+    """Arguments with every ``--config FILE`` resolved; exits with one line where the file is nowhere."""
+    resolved: list[str] = []
+    expects_path = False
+    for argument in args:
+        if expects_path:
+            argument, expects_path = _existing_config(argument), False
+        elif argument in ("-c", "--config"):
+            expects_path = True
+        elif argument.startswith("--config="):
+            argument = f"--config={_existing_config(argument.removeprefix('--config='))}"
+        resolved.append(argument)
+    return resolved
+
+
+def _existing_config(path: str) -> str:
+    found = packaged_config(path)
+    if not Path(found).is_file() and "\n" not in found and not found.lstrip().startswith("{"):
+        folder = Path(_configs_folder())
+        packaged = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.yaml"))
+        fail(f"configuration file not found: {path}; packaged ones: {', '.join(packaged)}")
+    return found
+
+
+def _is_user_error(error: Exception) -> bool:
+    """Whether an exception is about the input rather than about a defect: then its message says it all."""
+    if isinstance(error, (MisconfigurationException, FileNotFoundError, NotADirectoryError, PermissionError)):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    package = str(Path(__file__).resolve().parent)
+    root = Path(package).parent
+    ours = (package, str(root / "data"), str(root / "callbacks"))
+    # A ValueError that this package raised itself, not one that came up from a library.
+    return isinstance(error, ValueError) and bool(frames) and frames[-1].filename.startswith(ours)
+
+
+def _quiet_known_warnings() -> None:
+    """Hide warnings about what this package does on purpose."""
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run.*")
+    warnings.filterwarnings("ignore", message=".*Using ModelCheckpoint with manual optimization.*")
+    warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
+
+
+def print_summary(path: str | Path) -> None:
+    """Print ``summary.json`` of a before/after run as a table, and where the run's logs and samples are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    file = Path(path)
+    if not file.is_file():
+        fail(f"no summary at {path}: the run has not finished (resume it with --ckpt_path, or start it anew)")
+    summary = json.loads(file.read_text())
+    table = Table(title=str(file))
+    for name in ("task type", "metric", "before", "after", "change"):
+        table.add_column(name, justify="left" if name in ("task type", "metric") else "right")
+    rows = [("all", "mean_success", summary["mean_success"])]
+    rows += [(kind, name, cell) for kind, cells in summary["tasks"].items() for name, cell in cells.items()]
+    for kind, name, cell in rows:
+        before, after = cell["before"], cell["after"]
+        known = before is not None and after is not None
+        texts = ["-" if value is None else f"{value:.3f}" for value in (before, after)]
+        table.add_row(kind, name, *texts, f"{after - before:+.3f}" if known else "-")
+    Console().print(table)
+    print(f"KL to the reference: {summary['kl']:.4g}; training took {summary['train_seconds']:.0f} s")
+    print(f"TensorBoard: tensorboard --logdir {file.parent}")
+    print(f"samples: {file.parent / 'samples'}")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments; by default those of the process.
+
+    Raises:
+        SystemExit: 2 after one line on stderr where the input is at fault; ``--debug`` (or LIGHTNING_DTERM_DEBUG=1)
+            raises the exception itself instead.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if "--debug" in arguments:
+        arguments.remove("--debug")
+        os.environ[DEBUG_VARIABLE] = "1"
+    if arguments[:1] == ["summary"] and len(arguments) == 2:
+        print_summary(arguments[1])
+        return
+    _quiet_known_warnings()
+    try:
+        DTermCLI(resolve_config_arguments(arguments))
+    except Exception as error:
+        if _debug() or not _is_user_error(error):
+            raise
+        fail(str(error) or type(error).__name__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Meta-objectives: what the hypernetwork is trained to do.
+
+The DTERM paper leaves this open. Maximising the reward over its own weights is degenerate (they run to the easiest
+component), so the objective compares the composite reward with something the weights cannot move: the task's success.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from lightning_dterm.dterm import ranking
+from lightning_dterm.dterm.hypernetwork import Hypernetwork
+
+
+class Groups(NamedTuple):
+    """G groups of up to K samples of one prompt, padded with NaN."""
+
+    embedding: Tensor  #: ``[G, d]`` task embedding of the prompt
+    mask: Tensor  #: ``[G, n]`` bool, components known for any of its samples
+    scores: Tensor  #: ``[G, K, n]`` raw scores, NaN where masked
+    outcome: Tensor  #: ``[G, K]`` success, NaN where unknown
+
+    def last(self, count: int) -> Groups:
+        """The last ``count`` groups."""
+        return Groups(*(column[-count:] for column in self))
+
+    def select(self, rows: Tensor) -> Groups:
+        """The groups of a bool mask ``[G]``."""
+        return Groups(*(column[rows] for column in self))
+
+
+def concatenate(parts: Sequence[Groups]) -> Groups:
+    """Groups of several lots, the shorter ones padded to the largest K."""
+    size = max(part.scores.shape[1] for part in parts)
+    scores = [pad(part.scores, (0, 0, 0, size - part.scores.shape[1]), value=math.nan) for part in parts]
+    outcome = [pad(part.outcome, (0, size - part.outcome.shape[1]), value=math.nan) for part in parts]
+    embedding, mask = (torch.cat([part[column] for part in parts]) for column in range(2))
+    return Groups(embedding, mask, torch.cat(scores), torch.cat(outcome))
+
+
+def split_groups(
+    scores: Tensor, mask: Tensor, embedding: Tensor, outcome: Tensor, group: Tensor, task_types: Sequence[str]
+) -> dict[str, Groups]:
+    """Sort the samples of a rollout into groups per task type, in order of appearance, float32 on the CPU.
+
+    Args:
+        scores: ``[B, n]``, NaN where masked.
+        mask: ``[B, n]`` bool, applicable and known.
+        embedding: ``[B, d]``.
+        outcome: ``[B]``, NaN where unknown.
+        group: ``[B]`` index of the prompt.
+        task_types: B task types; one prompt has one type.
+    """
+    scores = scores.detach().cpu().float().masked_fill(~mask.cpu(), math.nan)
+    embedding, outcome = embedding.detach().cpu().float(), outcome.detach().cpu().float()
+    rows_of: dict[int, list[int]] = {}
+    for row, key in enumerate(group.tolist()):
+        rows_of.setdefault(key, []).append(row)
+    lots: dict[str, list[Groups]] = {}
+    for rows in rows_of.values():
+        known = ~scores[rows].isnan()
+        item = Groups(embedding[rows[:1]], known.any(0)[None], scores[rows][None], outcome[rows][None])
+        lots.setdefault(task_types[rows[0]], []).append(item)
+    return {task_type: concatenate(parts) for task_type, parts in lots.items()}
+
+
+class MetaObjective(nn.Module):
+    """What a hypernetwork minimises. State beyond parameters goes into the extra state, so that resume is exact."""
+
+    def configure(self, component_names: Sequence[str]) -> None:
+        """Learn which components there are, before parameters are handed to an optimizer."""
+        raise NotImplementedError
+
+    def observe(self, groups: dict[str, Groups]) -> None:
+        """Take in the groups of one rollout, by task type."""
+        raise NotImplementedError
+
+    def loss(self, hypernetwork: Hypernetwork) -> Tensor | None:
+        """The loss to minimise in ``hypernetwork`` and own parameters, or None where there is nothing to learn from."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars of the last :meth:`loss`."""
+        return {}
+
+
+class OutcomeRanking(MetaObjective):
+    """Within a prompt's samples the composite reward must order them as the task's own success S does.
+
+    Minimises, over the task families f (task types) with a known outcome, see DESIGN section 5 and
+    :func:`lightning_dterm.dterm.ranking.ranking_losses`,
+
+        sum_f [ sum over groups, pairs with S_j > S_l of (S_j - S_l) softplus(-beta (R_j - R_l)) ] / max(N_f, min_pairs)
+              + kl_weight * KL(alpha(e_f) || alpha_0)
+
+    over the last ``fifo`` *informative* groups of each family, those in which S varies. Scores are normalised with the
+    family's current sigma, an EMA of the within-group RMS. A group's weights are those of the components known for any
+    of its samples; a score that is masked for one sample counts as the group's mean. The KL is the mean over the last
+    ``fifo`` groups of the family, informative or not: a family that teaches nothing is held at the prior instead of
+    drifting with the others. Families whose outcome is never known enter nowhere.
+
+    Args:
+        kl_weight: lambda, the pull to the prior.
+        fifo: Groups remembered per task type.
+        min_pairs: Sum of pair weights from which a family counts in full.
+        ema: Decay of the within-group RMS.
+        sigma_floor: Added to the RMS when scores are normalised.
+        beta: Initial inverse temperature; learned.
+        beta_min: Lower bound of beta.
+        beta_max: Upper bound of beta.
+    """
+
+    def __init__(
+        self,
+        kl_weight: float = 0.05,
+        fifo: int = 64,
+        min_pairs: float = 20.0,
+        ema: float = 0.9,
+        sigma_floor: float = 0.02,
+        beta: float = 2.0,
+        beta_min: float = 0.5,
+        beta_max: float = 10.0,
+    ) -> None:
+        super().__init__()
+        if not beta_min < beta < beta_max:
+            raise ValueError(f"beta={beta} must lie between beta_min={beta_min} and beta_max={beta_max}")
+        if fifo < 1 or not 0 <= ema < 1 or sigma_floor <= 0 or min_pairs <= 0 or kl_weight < 0:
+            raise ValueError(
+                "fifo must be at least 1, ema in [0, 1), sigma_floor and min_pairs positive, kl_weight not negative"
+            )
+        self.kl_weight, self.fifo, self.min_pairs = kl_weight, fifo, min_pairs
+        self.ema, self.sigma_floor = ema, sigma_floor
+        self.beta_min, self.beta_max = beta_min, beta_max
+        share = (beta - beta_min) / (beta_max - beta_min)
+        self.beta_logit = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        self.component_names: tuple[str, ...] = ()
+        self._sigma: dict[str, Tensor] = {}
+        self._informative: dict[str, Groups] = {}
+        self._recent: dict[str, Groups] = {}
+        self._metrics: dict[str, float] = {}
+
+    @property
+    def beta(self) -> Tensor:
+        """Inverse temperature, scalar in [beta_min, beta_max]."""
+        return self.beta_min + (self.beta_max - self.beta_min) * torch.sigmoid(self.beta_logit.float())
+
+    def configure(self, component_names: Sequence[str]) -> None:
+        """Remember the components, which a restored state must match."""
+        self.component_names = tuple(component_names)
+
+    def sigma(self, task_type: str) -> Tensor | None:
+        """``[n]`` EMA of the within-group RMS (NaN: never seen twice in a group); None for an unseen task type."""
+        return self._sigma.get(task_type)
+
+    @torch.no_grad()
+    def observe(self, groups: dict[str, Groups]) -> None:
+        """Update sigma and the FIFOs with the groups of one rollout."""
+        for task_type, lot in groups.items():
+            lot = lot.select(~lot.outcome.isnan().all(1))
+            if not len(lot.outcome):
+                continue
+            self._update_sigma(task_type, lot.scores)
+            self._recent[task_type] = self._push(self._recent.get(task_type), lot)
+            lot = lot.select((ranking.pair_weights(lot.outcome) > 0).flatten(1).any(1))
+            if len(lot.outcome):
+                self._informative[task_type] = self._push(self._informative.get(task_type), lot)
+
+    def loss(self, hypernetwork: Hypernetwork) -> Tensor | None:
+        """The ranking loss plus the KL to the prior; None while no group of any family is informative."""
+        if not self._informative:
+            return None
+        names = sorted(self._recent)
+        device = self.beta_logit.device
+        groups, family = self._gather(self._informative, names, device)
+        recent, recent_family = self._gather(self._recent, names, device)
+        sigma = torch.stack([self._sigma[name] for name in names]).to(device)
+        z = ranking.normalize_scores(groups.scores, sigma[family], self.sigma_floor)
+        alphas = hypernetwork(
+            torch.cat([groups.embedding, recent.embedding]), torch.cat([groups.mask, recent.mask])
+        ).split([len(family), len(recent_family)])
+        alpha = alphas[0]
+        rank = ranking.ranking_losses(alpha, z, groups.outcome, family, len(names), self.beta, self.min_pairs)
+        divergence = ranking.mean_per_family(
+            ranking.kl_divergence(alphas[1], hypernetwork.prior_weights(recent.mask)), recent_family, len(names)
+        )
+        with torch.no_grad():
+            self._metrics = {
+                "weighting/rank_loss": float(rank.sum()),
+                "weighting/kl_to_prior": float(divergence.mean()),
+                "weighting/pair_accuracy": float(ranking.pairwise_accuracy(alpha, z, groups.outcome)),
+                "weighting/beta": float(self.beta),
+                "weighting/informative_groups": float(len(family)),
+            }
+        return rank.sum() + self.kl_weight * divergence.sum()
+
+    def metrics(self) -> dict[str, float]:
+        """Ranking loss, KL, weighted pairwise accuracy, beta and groups in the FIFOs, as of the last loss."""
+        return dict(self._metrics)
+
+    def _update_sigma(self, task_type: str, scores: Tensor) -> None:
+        new = ranking.within_group_rms(scores)
+        old = self._sigma.get(task_type, torch.full_like(new, math.nan))
+        mixed = self.ema * old + (1 - self.ema) * new
+        self._sigma[task_type] = torch.where(new.isnan(), old, torch.where(old.isnan(), new, mixed))
+
+    def _push(self, old: Groups | None, new: Groups) -> Groups:
+        return (new if old is None else concatenate([old, new])).last(self.fifo)
+
+    def _gather(self, fifos: dict[str, Groups], names: list[str], device: torch.device) -> tuple[Groups, Tensor]:
+        present = [(index, fifos[name]) for index, name in enumerate(names) if name in fifos]
+        family = [torch.full((len(groups.outcome),), index) for index, groups in present]
+        joined = concatenate([groups for _, groups in present])
+        return Groups(*(column.to(device) for column in joined)), torch.cat(family).to(device)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Sigma and FIFOs as plain tensors, safe to load with ``weights_only``."""
+        return {
+            "component_names": list(self.component_names),
+            "sigma": {name: sigma.clone() for name, sigma in self._sigma.items()},
+            "informative": {name: [column.clone() for column in lot] for name, lot in self._informative.items()},
+            "recent": {name: [column.clone() for column in lot] for name, lot in self._recent.items()},
+            "metrics": dict(self._metrics),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave.
+
+        Raises:
+            ValueError: It belongs to other components.
+        """
+        if tuple(state["component_names"]) != self.component_names:
+            raise ValueError(
+                f"the saved weighting was trained with components {list(state['component_names'])}, this run has "
+                f"{list(self.component_names)}: give the same components in the same order"
+            )
+        self._sigma = {name: sigma.cpu().clone() for name, sigma in state["sigma"].items()}
+        self._informative = {name: _restored(columns) for name, columns in state["informative"].items()}
+        self._recent = {name: _restored(columns) for name, columns in state["recent"].items()}
+        self._metrics = dict(state["metrics"])
+
+
+def _restored(columns: Sequence[Tensor]) -> Groups:
+    return Groups(*(column.cpu().clone() for column in columns))

@@ -1,0 +1,284 @@
+"""Judging completions by their tasks' own success metric, and writing what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.table import Table
+
+from lightning_dterm.attribution.extract import extract_code
+from lightning_dterm.metrics.aggregate import FIGURES, SampleRecord
+from lightning_dterm.metrics.bleu import STATISTICS, bleu_statistics
+from lightning_dterm.metrics.exact_match import exact_match
+from lightning_dterm.sandbox.result import Job, Result
+from lightning_dterm.types import CodeTask, Sample
+
+_TITLES = {
+    "success": "success %",
+    "exact_match": "exact match %",
+    "bleu": "BLEU-4",
+    "compile_rate": "compiles %",
+    "lint_per_100_lines": "lint / 100 lines",
+    "length": "tokens",
+    "truncated": "truncated %",
+}
+_PERCENT = frozenset({"success", "exact_match", "compile_rate", "truncated"})
+_UNCLEAR = frozenset({"timeout", "memory", "output", "exited", "killed", "forged"})
+"""Statuses that a program may reach while it is compiled as well as while it runs."""
+
+
+class Runner(Protocol):
+    """What the evaluator needs of a sandbox."""
+
+    def run_many(self, jobs: Sequence[Job]) -> list[Result]:
+        """Judge programs; results in the order of ``jobs``."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+class ParseErrors(Protocol):
+    """Counts syntax errors without a compiler."""
+
+    def __call__(self, program: str, language: str) -> int | None:
+        """Number of errors; None where the language has no parser here."""
+
+
+class Lint(Protocol):
+    """Runs the linter once over a batch."""
+
+    def __call__(self, programs: Sequence[str]) -> list[int]:
+        """Number of violations per program."""
+
+
+class Evaluator:
+    """Scores completions: success, exact match, compiles, lint, BLEU statistics, length.
+
+    Python programs are compiled and run in the sandbox only. Programs in other languages are parsed (tree-sitter, no
+    error and nothing missing counts as compiling) and their tests are not run: success by tests is then unknown. An
+    empty program neither compiles nor succeeds. Where the sandbox itself failed, success and compiling are unknown and
+    the sample is counted as an infrastructure failure, never as a wrong program.
+
+    Args:
+        sandbox: Runs Python programs; default: an own ``Sandbox()``, started on first use, ended by :meth:`close`.
+        parse_errors: Syntax check of the other languages; default: tree-sitter.
+        lint: Linter of Python programs; default: Ruff.
+    """
+
+    def __init__(
+        self, sandbox: Runner | None = None, parse_errors: ParseErrors | None = None, lint: Lint | None = None
+    ) -> None:
+        self._sandbox, self._own_sandbox = sandbox, sandbox is None
+        self._parse_errors = parse_errors or _tree_sitter_errors
+        self._lint = lint or _ruff_violations
+
+    def close(self) -> None:
+        """End the evaluator's own sandbox, if one was started; one that was handed in is left alone."""
+        if self._own_sandbox and self._sandbox is not None:
+            self._sandbox.close()
+            self._sandbox = None
+
+    def evaluate(
+        self,
+        tasks: Sequence[CodeTask],
+        texts: Sequence[str],
+        lengths: Sequence[int],
+        truncated: Sequence[bool] | None = None,
+    ) -> list[SampleRecord]:
+        """Score one batch.
+
+        Args:
+            tasks: The tasks, one per completion.
+            texts: Completions without special tokens.
+            lengths: Tokens per completion.
+            truncated: True where generation hit the length limit; None: nowhere.
+
+        Returns:
+            One record per completion.
+
+        Raises:
+            ValueError: if the sequences differ in length.
+        """
+        cut = [False] * len(tasks) if truncated is None else list(truncated)
+        if not len(tasks) == len(texts) == len(lengths) == len(cut):
+            raise ValueError(
+                f"need one text, length and truncation flag a task, got {len(texts)}, {len(lengths)} and {len(cut)} "
+                f"for {len(tasks)} tasks"
+            )
+        samples = [
+            Sample(task, text, extract_code(text, task.language), truncated=bool(flag))
+            for task, text, flag in zip(tasks, texts, cut, strict=True)
+        ]
+        results = self._run(samples)
+        compiles = self._compiles(samples, results)
+        violations = self._violations(samples)
+        return [
+            _record(sample, int(length), result, compiled, found)
+            for sample, length, result, compiled, found in zip(
+                samples, lengths, results, compiles, violations, strict=True
+            )
+        ]
+
+    def _judge(self, jobs: Sequence[Job]) -> list[Result]:
+        if not jobs:
+            return []
+        if self._sandbox is None:
+            from lightning_dterm.sandbox import Sandbox
+
+            self._sandbox = Sandbox()
+        return self._sandbox.run_many(jobs)
+
+    def _run(self, samples: Sequence[Sample]) -> list[Result | None]:
+        """Sandbox results of the non-empty Python programs: with their tests, or compiled only."""
+        results: list[Result | None] = [None] * len(samples)
+        rows = [row for row, sample in enumerate(samples) if sample.task.language == "python" and not _empty(sample)]
+        for row, result in zip(rows, self._judge([_job(samples[row]) for row in rows]), strict=True):
+            results[row] = result
+        return results
+
+    def _compiles(self, samples: Sequence[Sample], results: Sequence[Result | None]) -> list[bool | None]:
+        compiles: list[bool | None] = [None] * len(samples)
+        unclear: list[int] = []
+        for row, (sample, result) in enumerate(zip(samples, results, strict=True)):
+            if sample.task.language == "text":
+                continue
+            if _empty(sample):
+                compiles[row] = False
+            elif result is None:
+                errors = self._parse_errors(sample.program, sample.task.language)
+                compiles[row] = None if errors is None else errors == 0
+            elif result.compile_error is not None:
+                compiles[row] = False
+            elif result.status in _UNCLEAR:
+                unclear.append(row)
+            elif result.status != "infra":
+                compiles[row] = True
+        for row, result in zip(unclear, self._judge([Job(samples[row].program, None) for row in unclear]), strict=True):
+            compiles[row] = None if result.status == "infra" else result.status == "passed"
+        return compiles
+
+    def _violations(self, samples: Sequence[Sample]) -> list[int | None]:
+        rows = [row for row, sample in enumerate(samples) if sample.task.language == "python" and not _empty(sample)]
+        violations: list[int | None] = [None] * len(samples)
+        if rows:
+            for row, found in zip(rows, self._lint([samples[row].program for row in rows]), strict=True):
+                violations[row] = found
+        return violations
+
+
+def _empty(sample: Sample) -> bool:
+    return not sample.code.strip()
+
+
+def _job(sample: Sample) -> Job:
+    task = sample.task
+    if task.success_metric == "tests" and task.tests:
+        return Job(sample.program, task.entry_point, task.tests)
+    return Job(sample.program, None)
+
+
+def _record(
+    sample: Sample, length: int, result: Result | None, compiles: bool | None, violations: int | None
+) -> SampleRecord:
+    task = sample.task
+    accepted = tuple(task.metadata.get("accepted", ()))
+    matches = exact_match(sample.code, task.reference, accepted) if task.reference or accepted else None
+    return SampleRecord(
+        task_id=task.task_id,
+        task_type=task.task_type,
+        length=length,
+        success=_success(sample, result, matches),
+        exact_match=matches,
+        compiles=compiles,
+        violations=violations,
+        lines=0 if violations is None else sum(bool(line.strip()) for line in sample.program.splitlines()),
+        truncated=sample.truncated,
+        bleu=bleu_statistics(sample.code, task.reference) if task.reference else (0,) * STATISTICS,
+        infrastructure=result is not None and result.status == "infra",
+    )
+
+
+def _success(sample: Sample, result: Result | None, matches: bool | None) -> float | None:
+    if sample.task.success_metric == "exact_match":
+        return None if matches is None else float(matches)
+    if not sample.task.tests:
+        return None
+    if result is None:
+        return 0.0 if _empty(sample) else None
+    return None if result.status == "infra" else float(result.passed)
+
+
+def _tree_sitter_errors(program: str, language: str) -> int | None:
+    from lightning_dterm.rewards.compile import count_parse_errors
+
+    return count_parse_errors(program, language)
+
+
+def _ruff_violations(programs: Sequence[str]) -> list[int]:
+    from lightning_dterm.rewards.style import lint_programs
+
+    return [len(diagnostics) for diagnostics in lint_programs(programs)]
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+def _cell(name: str, figure: Mapping[str, float | None]) -> str:
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    if value is None or low is None or high is None:
+        return "-"
+    scale = 100.0 if name in _PERCENT else 1.0
+    return f"{scale * value:.1f} [{scale * low:.1f}, {scale * high:.1f}]"
+
+
+def format_table(results: Mapping[str, Any], title: str = "Results, with 95% bootstrap intervals") -> Table:
+    """The figures of :meth:`SampleTable.compute`, one row per task type and one for all; "-": not applicable."""
+    table = Table(title=title)
+    table.add_column("task type")
+    table.add_column("n", justify="right")
+    for name in FIGURES:
+        table.add_column(_TITLES[name], justify="right")
+    groups = dict(sorted(results["tasks"].items()))
+    if len(groups) != 1:
+        groups["all"] = results["overall"]
+    for kind, group in groups.items():
+        if kind == "all":
+            table.add_section()
+        # Square brackets would be read as markup.
+        cells = [_cell(name, group[name]).replace("[", r"\[") for name in FIGURES]
+        table.add_row(kind, str(group["samples"]), *cells)
+    failures = results["overall"]["infrastructure_failures"]
+    if failures:
+        table.caption = f"{failures} programs could not be judged (the sandbox failed); left out of success and compiles"
+    return table
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON, atomically; figures that do not apply are ``null``.
+
+    Raises:
+        ValueError: for a NaN or infinite number, which JSON cannot hold.
+    """
+    _replace(Path(path), json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_completions_jsonl(path: str | Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write completions as JSON lines ``{"task_id", "completion"}``, the format EvalPlus reads, atomically.
+
+    Raises:
+        KeyError: if a row lacks one of the two.
+    """
+    lines = [json.dumps({"task_id": row["task_id"], "completion": row["completion"]}) for row in rows]
+    _replace(Path(path), "".join(f"{line}\n" for line in lines))

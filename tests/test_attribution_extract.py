@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_dterm.attribution.extract import extract_code
+
+FENCE = "```"
+
+
+def code(text: str, language: str = "python") -> list[str]:
+    return [text[start:end] for start, end in extract_code(text, language)]
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("x = 1\n", "python", ["x = 1\n"]),
+        ("    return x", "python", ["    return x"]),
+        ("", "python", []),
+        (" \n\t", "python", []),
+        ("Sure:\n```python\nx = 1\n```\nDone.", "python", ["x = 1\n"]),
+        ("```\nx = 1\n```", "python", ["x = 1\n"]),
+        ("```py\nx = 1", "python", ["x = 1"]),  # unclosed
+        ("```python\nx = 1\n```\nand\n```Python3\ny = 2\n```", "python", ["x = 1\n", "y = 2\n"]),
+        ("```bash\npip\n```\n```python\nx = 1\n```", "python", ["x = 1\n"]),  # other tags lose
+        ("```bash\npip\n```\n```\nx = 1\n```", "python", ["x = 1\n"]),
+        ("```java\nx = 1;\n```", "python", ["x = 1;\n"]),  # only wrong tags: all blocks
+        ("```java\na\n```\n```c\nb\n```", "python", ["a\n", "b\n"]),
+        ("```c#\nint x;\n```\n```cs\nint y;\n```", "csharp", ["int x;\n", "int y;\n"]),
+        ("~~~~{.python}\na\n```\nb\n~~~~\n", "python", ["a\n```\nb\n"]),  # another fence inside
+        ("````\n```\nx\n```\n````", "python", ["```\nx\n```\n"]),  # a longer fence holds shorter ones
+        ("  1 ```python\nx", "python", ["  1 ```python\nx"]),  # not at the start of a line: no fence
+        ("   ```python\r\nx = 1\r\n   ```\r\nbye", "python", ["x = 1\r\n"]),
+        ("```python\n```", "python", []),  # an empty program, not bare code
+        ("```python", "python", []),
+        ("```x = 1```", "python", ["```x = 1```"]),  # inline code spans are no fence
+        ("<think>\n```python\nwrong\n```\n</think>\n```python\nx\n```", "python", ["x\n"]),
+        ("I wonder.</think>x = 1", "python", ["x = 1"]),  # the chat template opened it
+        ("x = 1\n<think>unclosed y = 2", "python", ["x = 1\n"]),
+        ("a<think>1</think>b<think>2</think>", "python", ["a", "b"]),
+        ("a<think>1<think>2</think>b", "python", ["a", "b"]),
+        ("<think>only thought</think>\n", "python", []),
+        ("<think>hm</think>```python\nx\n```", "python", ["x\n"]),
+        ("  Adds one. \n", "text", ["Adds one."]),
+        ("```\nprose\n```", "text", ["```\nprose\n```"]),
+        ("<think>hm</think> Adds one.", "text", ["Adds one."]),
+        ("\n \n", "text", []),
+    ],
+)
+def test_cases(text: str, language: str, expected: list[str]) -> None:
+    assert code(text, language) == expected
+
+
+PIECES = st.sampled_from(
+    ["```", "~~~", "````", "python", "java", "\n", "\n", " ", "x = 1", "<think>", "</think>", "é😀", "\r", "`"]
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(text=st.lists(PIECES, max_size=24).map("".join), language=st.sampled_from(["python", "java", "text", "klingon"]))
+def test_spans_are_ascending_disjoint_non_empty_and_deterministic(text: str, language: str) -> None:
+    spans = extract_code(text, language)
+    position = 0
+    for start, end in spans:
+        assert position <= start < end <= len(text)
+        position = end
+    assert spans == extract_code(text, language)
+    assert "<think>" not in "".join(text[start:end] for start, end in spans) or "<think>" not in text
+
+
+@given(
+    body=st.text(st.characters(exclude_characters="`~<\r"), min_size=1, max_size=80),
+    prose=st.sampled_from(["", "Hi\n"]),
+)
+def test_fenced_code_comes_back_whole(body: str, prose: str) -> None:
+    expected = [body + "\n"] if body.strip() else []
+    assert code(f"{prose}{FENCE}python\n{body}\n{FENCE}\nbye") == expected
+
+
+@pytest.mark.parametrize("unit", ["<think>", "</think>", "```\n", "``` ", "`", " ", "~~~a\n", "\n```" + " " * 50])
+def test_hostile_repetition_is_linear(unit: str) -> None:
+    start = time.perf_counter()
+    extract_code(unit * (400_000 // len(unit)), "python")
+    assert time.perf_counter() - start < 3

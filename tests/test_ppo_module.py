@@ -1,0 +1,304 @@
+"""The PPO iteration: exact resume, step counting, masks, learning rates, clipping, checkpoints, refusals."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_dterm.dterm import HypernetworkWeighting
+from lightning_dterm.hooks import RolloutCallback
+from lightning_dterm.modules.actor_critic import CriticConfig, LoraSettings
+from lightning_dterm.modules.checkpoints import ResumeError
+from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
+from lightning_dterm.modules.loading import ActorConfig
+from lightning_dterm.modules.ppo import PPOModule
+from lightning_dterm.types import Rollout
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
+
+
+@pytest.fixture(scope="module")
+def actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tiny_actor(tmp_path_factory.mktemp("actor"))
+
+
+def ppo(actor: Path, **overrides: Any) -> PPOModule:
+    settings: dict[str, Any] = {
+        "actor": ActorConfig(path=str(actor)),
+        "critic": CriticConfig(kind="shared"),
+        "generation": GenerationConfig(max_prompt_length=16, max_new_tokens=8, samples_per_prompt=2),
+        "ppo": PPOConfig(epochs=2, minibatches=2),
+        "kl": KLConfig(coef=0.1, target=0.5, horizon=100),
+        "optimizer": OptimizerConfig(actor_lr=1e-3, critic_lr=1e-3, weighting_lr=1e-2),
+        "weighting": HypernetworkWeighting(),
+    }
+    return PPOModule(**{**settings, **overrides})
+
+
+COMPONENTS = {"share": share_of_a, "long": lambda text: min(1.0, len(text) / 8)}
+
+
+def components() -> list[ScoreOf]:
+    return [ScoreOf(name, function) for name, function in COMPONENTS.items()]
+
+
+class Record(RolloutCallback):
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+        self.rollouts: list[Rollout] = []
+        self.counted: list[int] = []
+
+    def on_update_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+        self.rollouts.append(rollout)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        metrics = self.rollouts[-1].metrics
+        self.metrics.append({k: v for k, v in metrics.items() if not k.startswith(("time", "throughput"))})
+        self.counted.append(trainer.global_step)
+
+
+def fit(tmp_path: Path, module: PPOModule, steps: int, **kwargs: Any) -> tuple[L.Trainer, Record]:
+    record = Record()
+    resume = kwargs.pop("resume", None)
+    data = kwargs.pop("data", {})
+    trainer = tiny_trainer(tmp_path, components(), steps, callbacks=[record, *kwargs.pop("extra", [])], **kwargs)
+    trainer.fit(module, datamodule=TextData(**{"batch_size": 8, "size": 20, **data}), ckpt_path=resume)
+    return trainer, record
+
+
+def weights(module: PPOModule) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def assert_equal_states(a: Any, b: Any, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal_states(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal_states(x, y, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num()), where
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+@pytest.mark.parametrize("half", [1, 3, 4])
+def test_resume_is_exact_to_the_bit(actor: Path, tmp_path: Path, half: int) -> None:
+    """20 rows in batches of 8: the halves end within an epoch, and across its boundary."""
+    whole = ppo(actor)
+    trainer, record = fit(tmp_path / "whole", whole, 6)
+    state_rng = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+    trainer.save_checkpoint(tmp_path / "whole.ckpt")
+
+    first_trainer, first = fit(tmp_path / "first", ppo(actor), half)
+    first_trainer.save_checkpoint(tmp_path / "half.ckpt")
+    torch.manual_seed(99)  # a new process starts with another state
+    second_module = ppo(actor)
+    second_trainer, second = fit(tmp_path / "second", second_module, 6, resume=tmp_path / "half.ckpt")
+    resumed_rng = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+    second_trainer.save_checkpoint(tmp_path / "resumed.ckpt")
+
+    assert record.metrics == first.metrics + second.metrics
+    assert [r.texts for r in record.rollouts] == [r.texts for r in first.rollouts + second.rollouts]
+    ids = [[t.task_id for t in r.tasks] for r in record.rollouts]
+    assert ids == [[t.task_id for t in r.tasks] for r in first.rollouts + second.rollouts]
+    a = torch.load(tmp_path / "whole.ckpt", weights_only=True)
+    b = torch.load(tmp_path / "resumed.ckpt", weights_only=True)
+    for key in ("state_dict", "optimizer_states", "lightning_dterm", "global_step"):
+        assert_equal_states(a[key], b[key], key)
+    assert_equal_states(state_rng, resumed_rng)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(second_module)[name]), name
+
+
+def test_one_rollout_is_one_step(actor: Path, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    _, record = fit(tmp_path, ppo(actor), 5, extra=[saver], enable_checkpointing=True)
+    assert record.counted == [1, 2, 3, 4, 5]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["step=2.ckpt", "step=4.ckpt"]
+    assert all(m["ppo/steps"] == 4 for m in record.metrics)
+
+
+def test_checkpoints_leave_out_what_can_be_reloaded(actor: Path, tmp_path: Path) -> None:
+    module = ppo(actor, lora=LoraSettings(rank=2), critic=CriticConfig(kind="adapter"))
+    trainer, _ = fit(tmp_path, module, 1)
+    trainer.save_checkpoint(tmp_path / "lora.ckpt")
+    saved = torch.load(tmp_path / "lora.ckpt", weights_only=True)["state_dict"]
+    assert saved
+    assert all("lora_" in n or "value_head" in n or n.startswith("weighting.") for n in saved)
+    full = ppo(actor)
+    trainer, _ = fit(tmp_path, full, 1)
+    trainer.save_checkpoint(tmp_path / "full.ckpt")
+    saved = torch.load(tmp_path / "full.ckpt", weights_only=True)["state_dict"]
+    assert any(name.startswith("policy.actor.") for name in saved)
+    assert not any("reference" in name for name in saved)
+
+
+def test_resume_refuses_another_actor_and_other_parts(actor: Path, tmp_path: Path) -> None:
+    trainer, _ = fit(tmp_path, ppo(actor), 1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = tiny_actor(tmp_path / "other", seed=1)
+    with pytest.raises(ResumeError, match=r"actor.path is .*other"):
+        fit(tmp_path, ppo(other), 2, resume=tmp_path / "a.ckpt")
+    with pytest.raises(ResumeError, match="same lora and critic"):
+        fit(tmp_path, ppo(actor, critic=CriticConfig(kind="separate")), 2, resume=tmp_path / "a.ckpt")
+    trainer = tiny_trainer(tmp_path, components()[:1], 2)
+    with pytest.raises(ResumeError, match="components share, long"):
+        trainer.fit(ppo(actor), datamodule=TextData(batch_size=8, size=20), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_exported_actor_loads_in_plain_transformers(actor: Path, tmp_path: Path) -> None:
+    for name, lora in (("full", None), ("lora", LoraSettings(rank=4))):
+        module = ppo(actor, lora=lora)
+        fit(tmp_path, module, 3)
+        folder = module.export(tmp_path / name)
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = torch.tensor([tokenizer("ab12")["input_ids"]])
+        with torch.no_grad():
+            expected = module.language_model(input_ids=ids).logits
+            before = AutoModelForCausalLM.from_pretrained(actor).eval()(input_ids=ids).logits
+            assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5)
+        assert not torch.allclose(expected, before, atol=1e-4)
+    from peft import PeftModel
+
+    module.export(tmp_path / "adapter", merge=False)
+    adapter = next((tmp_path / "adapter").rglob("adapter_config.json")).parent
+    base = AutoModelForCausalLM.from_pretrained(actor)
+    with torch.no_grad():
+        assert torch.allclose(PeftModel.from_pretrained(base, adapter)(input_ids=ids).logits, expected, atol=1e-5)
+
+
+def test_micro_batches_change_nothing(actor: Path, tmp_path: Path) -> None:
+    results = []
+    for micro in (None, 1, 3):
+        module = ppo(actor, ppo=PPOConfig(epochs=2, minibatches=2, micro_batch_size=micro))
+        _, record = fit(tmp_path, module, 2)
+        results.append((weights(module), record.metrics))
+    for other, metrics in results[1:]:
+        for name, tensor in results[0][0].items():
+            assert torch.allclose(tensor, other[name], atol=1e-5), name
+        for left, right in zip(results[0][1], metrics, strict=True):
+            for name, value in left.items():
+                assert value == pytest.approx(right[name], abs=1e-4, rel=1e-4), name
+
+
+def test_gradients_are_clipped(actor: Path, tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Watch(PPOModule):
+        def clip_gradients_to(self, limit: float) -> torch.Tensor:
+            before = super().clip_gradients_to(limit)
+            parameters = [*self.policy.actor_parameters(), *self.policy.critic_parameters()]
+            norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in parameters if p.grad is not None)))
+            assert float(before) > limit
+            return before
+
+    base = ppo(actor)
+    module = Watch(
+        actor=base.actor_config,
+        critic=base.critic_config,
+        generation=base.generation,
+        ppo=PPOConfig(max_grad_norm=1e-3),
+    )
+    fit(tmp_path, module, 2)
+    assert norms
+    assert all(norm == pytest.approx(1e-3, rel=1e-3) for norm in norms)
+
+
+def test_first_ratio_is_exactly_one(actor: Path, tmp_path: Path) -> None:
+    """With one step a rollout nothing can clip and the approximate KL to the old policy is 0."""
+    _, record = fit(tmp_path, ppo(actor, ppo=PPOConfig(epochs=1, minibatches=1)), 2)
+    for metrics in record.metrics:
+        assert metrics["ppo/clip_fraction"] == 0
+        assert metrics["ppo/approx_kl"] == pytest.approx(0, abs=1e-9)
+
+
+def test_critic_warmup_leaves_the_actor_alone(actor: Path, tmp_path: Path) -> None:
+    module = ppo(actor, critic=CriticConfig(kind="separate"), ppo=PPOConfig(critic_warmup=2))
+    original = AutoModelForCausalLM.from_pretrained(actor).state_dict()
+    fit(tmp_path, module, 2)
+    assert all(torch.equal(p, original[name]) for name, p in module.language_model.named_parameters())
+    assert module.policy.value_head.weight.abs().sum() > 0
+    module = ppo(actor, critic=CriticConfig(kind="separate"), ppo=PPOConfig(critic_warmup=2))
+    fit(tmp_path, module, 3)
+    assert not all(torch.equal(p, original[name]) for name, p in module.language_model.named_parameters())
+
+
+def test_learning_rates_follow_the_schedule(actor: Path, tmp_path: Path) -> None:
+    settings = OptimizerConfig(actor_lr=1.0, critic_lr=2.0, warmup=2, schedule="linear")
+    module = ppo(actor, optimizer=settings, ppo=PPOConfig(epochs=1, minibatches=1, max_grad_norm=1e-6))
+    _, record = fit(tmp_path, module, 6)
+    expected = [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [m["lr/actor"] for m in record.metrics] == pytest.approx(expected)
+    assert [m["lr/critic"] for m in record.metrics] == pytest.approx([2 * x for x in expected])
+
+
+def test_target_kl_stops_the_epochs(actor: Path, tmp_path: Path) -> None:
+    settings = PPOConfig(epochs=8, minibatches=2, target_kl=1e-6)
+    _, record = fit(tmp_path, ppo(actor, ppo=settings), 2)
+    assert all(m["ppo/early_stop"] == 1 and m["ppo/steps"] < 16 for m in record.metrics)
+
+
+@pytest.mark.parametrize("rule", ["none", "penalty", "mask"])
+def test_missing_eos(actor: Path, tmp_path: Path, rule: str) -> None:
+    settings = PPOConfig(missing_eos=rule, missing_eos_penalty=5.0, whiten_advantages=False)  # type: ignore[arg-type]
+    _, record = fit(tmp_path, ppo(actor, ppo=settings, kl=KLConfig(placement="none")), 1)
+    rollout = record.rollouts[0]
+    assert not rollout.finished.all()
+    cut = ~rollout.finished
+    totals = rollout.token_rewards.sum(-1)
+    first = rollout.returns[:, 0]
+    # the critic starts at 0, so with gamma 1 the return at the first token is GAE's sum of decayed rewards
+    if rule == "mask":
+        assert (rollout.advantages[cut] == 0).all()
+        assert record.metrics[0]["rollout/left_out"] == pytest.approx(float(cut.float().mean()))
+    elif rule == "penalty":
+        lengths = rollout.response_mask.sum(-1)
+        decay = 0.95 ** (lengths[cut] - 1)
+        plain = torch.stack(
+            [
+                (0.95 ** torch.arange(n) * r[:n]).sum()
+                for r, n in zip(rollout.token_rewards[cut], lengths[cut], strict=True)
+            ]
+        )
+        assert torch.allclose(first[cut], plain - 5.0 * decay, atol=1e-4)
+    else:
+        assert totals.shape == first.shape
+        assert record.metrics[0]["rollout/left_out"] == 0
+
+
+def test_a_run_without_rewards_is_refused(actor: Path, tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(ValueError, match="RewardComputation"):
+        trainer.fit(ppo(actor), datamodule=TextData(batch_size=8, size=20))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: GenerationConfig(temperature=0), "temperature"),
+        (lambda: GenerationConfig(max_new_tokens=0), "max_new_tokens"),
+        (lambda: PPOConfig(epochs=0), "epochs"),
+        (lambda: PPOConfig(clip=0), "clip"),
+        (lambda: KLConfig(placement="loss", estimator="k1"), "k2 or k3"),
+    ],
+)
+def test_bad_settings_are_named(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
