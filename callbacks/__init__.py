@@ -2,3 +2,4 @@ from lightning_dterm.callbacks.attribution import TokenAttribution as TokenAttri
 from lightning_dterm.callbacks.progress import PhaseProgressBar as PhaseProgressBar
 from lightning_dterm.callbacks.samples import SampleTableLogger as SampleTableLogger
 from lightning_dterm.callbacks.stop import GracefulStop as GracefulStop
+from lightning_dterm.callbacks.rewards import RewardComputation as RewardComputation

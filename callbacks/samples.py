@@ -75,8 +75,8 @@ def pick_rows(rollout: Rollout, count: int) -> list[int]:
 def render_samples(rollout: Rollout, rows: Sequence[int], max_chars: int, title: str) -> str:
     """Markdown of the chosen rows. Model-written text cannot break out of its cell or fence."""
     names = rollout.component_names
-    head = ["#", "task", "type", "completion", *names, "total", "success", "tokens"]
-    lines = [f"# {title}", "", _row([escape(cell) for cell in head]), _row(["---"] * len(head))]
+    head = ["#", "task", "type", "completion", *map(escape, names), "total", "success", "tokens"]
+    lines = [f"# {title}", "", _row(head), _row(["---"] * len(head))]
     lines += [_row([str(number), *_cells(rollout, row)]) for number, row in enumerate(rows, 1)]
     lines += ["", "Components are *score x weight*; their sum is the total. A dash: not applicable.", ""]
     for number, row in enumerate(rows, 1):

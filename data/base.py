@@ -7,9 +7,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler, TaskBatch
 from torch.utils.data import DataLoader
 
+from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler, TaskBatch
 from lightning_dterm.types import CodeTask
 
 
@@ -84,6 +84,9 @@ class CodeDataModule(L.LightningDataModule):
     def _shard(self) -> tuple[int, int]:
         """(rank, processes) that share the data; under tensor parallelism fewer than the world."""
         if self.trainer is None:
+            # Not attached, or pickled into a process of `ddp_spawn`: Lightning drops the trainer on the way.
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                return torch.distributed.get_rank(), torch.distributed.get_world_size()
             return 0, 1
         kwargs = self.trainer.distributed_sampler_kwargs
         return (int(kwargs["rank"]), int(kwargs["num_replicas"])) if kwargs else (0, 1)

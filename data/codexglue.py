@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_dterm.data.base import CodeDataModule
 from lightning_dterm.data.rows import Table, TableTasks, load_file, text_field
-
 from lightning_dterm.types import CodeTask
 
 Language = Literal["java", "csharp"]

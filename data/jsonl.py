@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 from lightning_dterm.data.base import CodeDataModule
 from lightning_dterm.data.rows import RowError, TableTasks, expand_files, load_file, text_field
-
 from lightning_dterm.types import CallTest, CodeTask, SuccessMetric, TaskType
 
 _REQUIRED = ("task_id", "task_type", "language", "prompt")
@@ -21,11 +20,11 @@ def task_from_row(row: Mapping[str, Any], place: str) -> CodeTask:
     """Build a task from one row.
 
     Required fields: ``task_id``, ``task_type``, ``language``, ``prompt``. Optional: ``description`` (default: the
-    prompt), ``reference`` (default: empty), ``source_language``, ``entry_point``, ``prefix``, ``buggy_code``, ``image``,
-    ``success_metric`` (default: ``tests`` where there are tests, else ``exact_match``), ``metadata`` (an object) and
-    ``tests``: a list of ``{"args": [...], "expected": ..., "visible": true}``. For values that JSON cannot write, such
-    as tuples and sets, a test with ``"literal": true`` gives ``args`` and ``expected`` as Python literals in text.
-    In Parquet, ``tests`` and ``metadata`` may also be JSON text.
+    prompt), ``reference`` (default: empty), ``source_language``, ``entry_point``, ``prefix``, ``buggy_code``,
+    ``image``, ``success_metric`` (default: ``tests`` where there are tests, else ``exact_match``), ``metadata`` (an
+    object) and ``tests``: a list of ``{"args": [...], "expected": ..., "visible": true}``. For values that JSON cannot
+    write, such as tuples and sets, a test with ``"literal": true`` gives ``args`` and ``expected`` as Python literals
+    in text. In Parquet, ``tests`` and ``metadata`` may also be JSON text.
 
     Args:
         row: The row's fields.
@@ -103,7 +102,7 @@ def _success_metric(row: Mapping[str, Any], values: Mapping[str, Any], place: st
         raise RowError(place, "tests", "missing, but success_metric is 'tests'; add tests or choose 'exact_match'")
     if metric == "exact_match" and not values["reference"] and not values["metadata"].get("accepted"):
         raise RowError(place, "reference", "missing, but success is exact match; add a reference or tests")
-    return metric
+    return "tests" if metric == "tests" else "exact_match"
 
 
 class JsonlDataModule(CodeDataModule):

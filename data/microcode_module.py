@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning_dterm.data.base import CodeDataModule
 from lightning_dterm.data.microcode import MicroCode
-
 from lightning_dterm.types import CodeTask
 
 

@@ -119,13 +119,17 @@ def _parse(line: str, place: str) -> Mapping[str, Any]:
 
 
 def text_field(row: Mapping[str, Any], field: str, place: str) -> str:
-    """A field that must be there and hold text.
+    """A field that must be there and hold text, valid Unicode (JSON can write half a surrogate pair).
 
     Raises:
         RowError: if it is missing or something else.
     """
     value = row.get(field)
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(place, field, f"not valid Unicode ({error.reason} at {error.start}); repair it") from error
         return value
     if field not in row:
         raise RowError(place, field, f"missing; the row has {', '.join(map(str, row)) or 'no field'}")

@@ -130,7 +130,7 @@ class DTermParser(LightningArgumentParser):
         """Say what is wrong and exit with status 2; the whole story in debug mode."""
         if _debug():
             raise ex or ValueError(message)
-        fail(message)
+        fail(condense(message))
 
 
 class StageConfigCallback(SaveConfigCallback):
@@ -139,7 +139,7 @@ class StageConfigCallback(SaveConfigCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save, each stage under its own name: testing must not overwrite how a run was trained."""
         if stage != "fit":
-            self.config_filename = f"config_{stage}.yaml"
+            self.config_filename = f"config_{getattr(stage, 'value', stage)}.yaml"
         super().setup(trainer, pl_module, stage)
 
 
@@ -164,6 +164,13 @@ class DTermCLI(LightningCLI):
         """Lightning's four and ``export``."""
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Load checkpoints as data: what this package saves needs no code to be run."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if "weights_only" in self._subcommand_method_arguments[subcommand]:
+            parser.set_defaults({"weights_only": True})
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Check that the checkpoint is there, and leave its hyperparameters alone.
 
@@ -175,6 +182,17 @@ class DTermCLI(LightningCLI):
         problem = check_ckpt_path(str(path)) if path else None
         if problem:
             fail(problem)
+
+
+def condense(message: str) -> str:
+    """What a user needs of one of jsonargparse's messages: the key and the reason, not every alternative it tried."""
+    head, _, tail = message.partition("Does not validate against any of the Union subtypes")
+    if not tail:
+        return f"{message} (--print_config shows all options)" if "not accepted" in message else message
+    reasons = [line.strip(" -") for line in tail.partition("Errors:")[2].partition("Given value type:")[0].splitlines()]
+    wanted = [reason for reason in reasons if reason and "<class 'NoneType'>" not in reason]
+    key = " ".join(line.strip() for line in head.splitlines()[:1])
+    return f"{key} {'; '.join(wanted)}" if wanted else message
 
 
 def fail(message: str) -> NoReturn:
@@ -232,16 +250,22 @@ def _existing_config(path: str) -> str:
     return found
 
 
-def _is_user_error(error: Exception) -> bool:
-    """Whether an exception is about the input rather than about a defect: then its message says it all."""
+def user_error(error: BaseException) -> str | None:
+    """The message of an exception that is about the input rather than a defect, None for a defect.
+
+    jsonargparse wraps what a constructor raises: the cause counts.
+    """
+    if str(error).startswith("Does not validate against any of the Union subtypes"):
+        cause = error.__cause__ or error.__context__
+        return (user_error(cause) if cause is not None else None) or condense(str(error))
+    message = str(error) or type(error).__name__
     if isinstance(error, (MisconfigurationException, FileNotFoundError, NotADirectoryError, PermissionError)):
-        return True
+        return message
     frames = traceback.extract_tb(error.__traceback__)
-    package = str(Path(__file__).resolve().parent)
-    root = Path(package).parent
-    ours = (package, str(root / "data"), str(root / "callbacks"))
+    package = Path(__file__).resolve().parent
+    ours = tuple(f"{folder}{os.sep}" for folder in (package, package.parent / "data", package.parent / "callbacks"))
     # A ValueError that this package raised itself, not one that came up from a library.
-    return isinstance(error, ValueError) and bool(frames) and frames[-1].filename.startswith(ours)
+    return message if isinstance(error, ValueError) and frames and frames[-1].filename.startswith(ours) else None
 
 
 def _quiet_known_warnings() -> None:
@@ -298,9 +322,10 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         DTermCLI(resolve_config_arguments(arguments))
     except Exception as error:
-        if _debug() or not _is_user_error(error):
+        message = None if _debug() else user_error(error)
+        if message is None:
             raise
-        fail(str(error) or type(error).__name__)
+        fail(message)
 
 
 if __name__ == "__main__":

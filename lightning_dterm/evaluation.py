@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lightning_dterm.attribution.extract import extract_code
-from lightning_dterm.metrics.aggregate import FIGURES, SampleRecord
+from lightning_dterm.metrics.aggregate import SampleRecord
 from lightning_dterm.metrics.bleu import STATISTICS, bleu_statistics
 from lightning_dterm.metrics.exact_match import exact_match
 from lightning_dterm.sandbox.result import Job, Result
@@ -19,14 +20,14 @@ from lightning_dterm.types import CodeTask, Sample
 
 _TITLES = {
     "success": "success %",
-    "exact_match": "exact match %",
+    "exact_match": "exact %",
     "bleu": "BLEU-4",
     "compile_rate": "compiles %",
-    "lint_per_100_lines": "lint / 100 lines",
+    "lint_per_100_lines": "lint /100 lines",
     "length": "tokens",
-    "truncated": "truncated %",
 }
-_PERCENT = frozenset({"success", "exact_match", "compile_rate", "truncated"})
+"""Columns of the table; what else is measured is in the JSON."""
+_PERCENT = frozenset({"success", "exact_match", "compile_rate"})
 _UNCLEAR = frozenset({"timeout", "memory", "output", "exited", "killed", "forged"})
 """Statuses that a program may reach while it is compiled as well as while it runs."""
 
@@ -49,10 +50,10 @@ class ParseErrors(Protocol):
 
 
 class Lint(Protocol):
-    """Runs the linter once over a batch."""
+    """Runs the linter once over a batch of Python samples, none empty."""
 
-    def __call__(self, programs: Sequence[str]) -> list[int]:
-        """Number of violations per program."""
+    def __call__(self, samples: Sequence[Sample]) -> list[tuple[int, int] | None]:
+        """Violations and lines of each completion's code; None where it does not parse."""
 
 
 class Evaluator:
@@ -60,8 +61,8 @@ class Evaluator:
 
     Python programs are compiled and run in the sandbox only. Programs in other languages are parsed (tree-sitter, no
     error and nothing missing counts as compiling) and their tests are not run: success by tests is then unknown. An
-    empty program neither compiles nor succeeds. Where the sandbox itself failed, success and compiling are unknown and
-    the sample is counted as an infrastructure failure, never as a wrong program.
+    empty program neither compiles nor succeeds; lint counts only code that parses. Where the sandbox itself failed,
+    success and compiling are unknown and the sample is counted as an infrastructure failure, never as a wrong program.
 
     Args:
         sandbox: Runs Python programs; default: an own ``Sandbox()``, started on first use, ended by :meth:`close`.
@@ -74,7 +75,7 @@ class Evaluator:
     ) -> None:
         self._sandbox, self._own_sandbox = sandbox, sandbox is None
         self._parse_errors = parse_errors or _tree_sitter_errors
-        self._lint = lint or _ruff_violations
+        self._lint = lint or _ruff
 
     def close(self) -> None:
         """End the evaluator's own sandbox, if one was started; one that was handed in is left alone."""
@@ -115,13 +116,8 @@ class Evaluator:
         ]
         results = self._run(samples)
         compiles = self._compiles(samples, results)
-        violations = self._violations(samples)
-        return [
-            _record(sample, int(length), result, compiled, found)
-            for sample, length, result, compiled, found in zip(
-                samples, lengths, results, compiles, violations, strict=True
-            )
-        ]
+        columns = zip(samples, lengths, results, compiles, self._linted(samples), strict=True)
+        return [_record(*row) for row in columns]
 
     def _judge(self, jobs: Sequence[Job]) -> list[Result]:
         if not jobs:
@@ -161,13 +157,14 @@ class Evaluator:
             compiles[row] = None if result.status == "infra" else result.status == "passed"
         return compiles
 
-    def _violations(self, samples: Sequence[Sample]) -> list[int | None]:
+    def _linted(self, samples: Sequence[Sample]) -> list[tuple[int, int] | None]:
+        """Violations and lines of the non-empty Python completions, from one linter call."""
+        linted: list[tuple[int, int] | None] = [None] * len(samples)
         rows = [row for row, sample in enumerate(samples) if sample.task.language == "python" and not _empty(sample)]
-        violations: list[int | None] = [None] * len(samples)
         if rows:
-            for row, found in zip(rows, self._lint([samples[row].program for row in rows]), strict=True):
-                violations[row] = found
-        return violations
+            for row, found in zip(rows, self._lint([samples[row] for row in rows]), strict=True):
+                linted[row] = found
+        return linted
 
 
 def _empty(sample: Sample) -> bool:
@@ -182,7 +179,7 @@ def _job(sample: Sample) -> Job:
 
 
 def _record(
-    sample: Sample, length: int, result: Result | None, compiles: bool | None, violations: int | None
+    sample: Sample, length: int, result: Result | None, compiles: bool | None, linted: tuple[int, int] | None
 ) -> SampleRecord:
     task = sample.task
     accepted = tuple(task.metadata.get("accepted", ()))
@@ -190,12 +187,12 @@ def _record(
     return SampleRecord(
         task_id=task.task_id,
         task_type=task.task_type,
-        length=length,
+        length=int(length),
         success=_success(sample, result, matches),
         exact_match=matches,
         compiles=compiles,
-        violations=violations,
-        lines=0 if violations is None else sum(bool(line.strip()) for line in sample.program.splitlines()),
+        violations=linted[0] if linted else None,
+        lines=linted[1] if linted else 0,
         truncated=sample.truncated,
         bleu=bleu_statistics(sample.code, task.reference) if task.reference else (0,) * STATISTICS,
         infrastructure=result is not None and result.status == "infra",
@@ -213,18 +210,26 @@ def _success(sample: Sample, result: Result | None, matches: bool | None) -> flo
 
 
 def _tree_sitter_errors(program: str, language: str) -> int | None:
-    from lightning_dterm.rewards.compile import count_parse_errors
+    from lightning_dterm.rewards.compile import parse_errors
 
-    return count_parse_errors(program, language)
+    try:
+        return len(parse_errors(program, language))
+    except KeyError:
+        return None
 
 
-def _ruff_violations(programs: Sequence[str]) -> list[int]:
-    from lightning_dterm.rewards.style import lint_programs
+def _ruff(samples: Sequence[Sample]) -> list[tuple[int, int] | None]:
+    from lightning_dterm.rewards.style import StyleReward
 
-    return [len(diagnostics) for diagnostics in lint_programs(programs)]
+    details = [result.details for result in StyleReward().score(samples)]
+    return [(len(found["violations"]), found["code_lines"]) if "violations" in found else None for found in details]
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
 
 
 def _cell(name: str, figure: Mapping[str, float | None]) -> str:
@@ -232,28 +237,29 @@ def _cell(name: str, figure: Mapping[str, float | None]) -> str:
     if value is None or low is None or high is None:
         return "-"
     scale = 100.0 if name in _PERCENT else 1.0
-    return f"{scale * value:.1f} [{scale * low:.1f}, {scale * high:.1f}]"
+    return f"{scale * value:.1f}\n{_short(scale * low)}-{_short(scale * high)}"
 
 
 def format_table(results: Mapping[str, Any], title: str = "Results, with 95% bootstrap intervals") -> Table:
-    """The figures of :meth:`SampleTable.compute`, one row per task type and one for all; "-": not applicable."""
-    table = Table(title=title)
-    table.add_column("task type")
+    """The figures of :meth:`SampleTable.compute`, one row per task type and one for all.
+
+    Below each figure stands its interval; "-" means not applicable.
+    """
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("task type", no_wrap=True)
     table.add_column("n", justify="right")
-    for name in FIGURES:
-        table.add_column(_TITLES[name], justify="right")
+    for column in _TITLES.values():
+        table.add_column(column, justify="right")
     groups = dict(sorted(results["tasks"].items()))
     if len(groups) != 1:
         groups["all"] = results["overall"]
     for kind, group in groups.items():
         if kind == "all":
             table.add_section()
-        # Square brackets would be read as markup.
-        cells = [_cell(name, group[name]).replace("[", r"\[") for name in FIGURES]
-        table.add_row(kind, str(group["samples"]), *cells)
+        table.add_row(kind, str(group["samples"]), *[_cell(name, group[name]) for name in _TITLES])
     failures = results["overall"]["infrastructure_failures"]
     if failures:
-        table.caption = f"{failures} programs could not be judged (the sandbox failed); left out of success and compiles"
+        table.caption = f"sandbox failures: {failures}; these samples are left out of success and compiles"
     return table
 
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from lightning_dterm.data.base import CodeDataModule
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-# Words keep one blank before them, numbers are single digits, runs of punctuation and of white space stay together.
-_PIECES = r" ?[A-Za-z_]+|[0-9]| ?[^\sA-Za-z0-9_]+|\s+(?=\s)|\s+"
+# Words keep one blank or underscore before them and camelCase is cut at its humps, so that getName and GetName share a
+# piece; numbers are single digits, runs of punctuation and of white space stay together.
+_PIECES = r"[ _]?[A-Z]?[a-z]+|[ _]?[A-Z]+(?![a-z])|[0-9]| ?[^\sA-Za-z0-9]+|\s+(?=\s)|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -165,7 +165,9 @@ def test_agrees_with_decoding_every_prefix_on_encoded_text(family: str, text: st
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     decoded, spans = offsets.char_spans(ids)
     by_prefix = prefix_spans(lambda prefix: decode(tokenizer, prefix), ids)
-    if "\ufffd" not in decoded:
+    # Another byte may turn a run of byte tokens invalid for a while, so prefixes can settle later than the replay.
+    assert all(late[1] <= early[1] for late, early in zip(by_prefix, spans, strict=True))
+    if "\ufffd" not in decoded and family != "byte_fallback":
         assert spans == by_prefix
     assert_tiles(by_prefix, decoded, len(ids))
 
@@ -174,7 +176,7 @@ def test_agrees_with_decoding_every_prefix_on_encoded_text(family: str, text: st
 @given(data=st.binary(max_size=24))
 def test_byte_level_owner_is_the_token_of_the_last_byte(data: bytes) -> None:
     tokenizer, offsets = built("byte_level")
-    alphabet = {byte: character for byte, character in zip(_gpt2_bytes(), _gpt2_characters(), strict=True)}
+    alphabet = dict(zip(_gpt2_bytes(), _gpt2_characters(), strict=True))
     ids = [tokenizer.convert_tokens_to_ids(alphabet[byte]) for byte in data]
     text, spans = offsets.char_spans(ids)
     assert text == data.decode("utf-8", "replace")

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
+
 from lightning_dterm.data.base import CodeDataModule
 from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler
-
 from lightning_dterm.types import CodeTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -234,6 +234,40 @@ def test_resume_with_limited_epochs_and_validation_between(tmp_path, cut) -> Non
     whole = fit(tmp_path / "whole", max_steps=8, **limits)
     resumed = fit(tmp_path / "resumed", max_steps=8, ckpt=tmp_path / "whole" / f"step={cut}.ckpt", **limits)
     assert resumed.seen == whole.seen[cut:]
+
+
+class RecorderOnDisk(Recorder):
+    """Leaves what each rank saw in a file, for the process that started it."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self) -> None:
+        torch.save((self.seen, self.validated), f"{self.folder}/rank{self.global_rank}.pt")
+
+
+def test_two_processes_continue_a_run_of_one(tmp_path) -> None:
+    """Same global batch, so the checkpoint of one process resumes on two; validation is uneven, one batch empty."""
+    whole = fit(tmp_path / "whole", max_steps=8, data={"rows": 21})
+    L.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, max_steps=8,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, max_epochs=-1,
+    ).fit(
+        RecorderOnDisk(str(tmp_path)),
+        TaskData(rows=21, batch_size=2, eval_batch_size=5),
+        ckpt_path=tmp_path / "whole" / "step=3.ckpt",
+    )  # fmt: skip
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    merged = [
+        tuple(row for pair in zip(*batches, strict=True) for row in pair)
+        for batches in zip(ranks[0][0], ranks[1][0], strict=True)
+    ]
+    assert merged == whole.seen[3:]
+    assert [[len(batch) for batch in validated] for _, validated in ranks] == [[5, 5, 1], [5, 5, 0]]
+    rows = sorted(int(row[1:]) for _, validated in ranks for batch in validated for row in batch)
+    assert rows == list(range(21))
 
 
 def test_two_epochs_use_different_orders_in_lightning(tmp_path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
 from lightning_dterm.metrics import FIGURES, SampleTable, bleu_statistics
 from lightning_dterm.sandbox import Job, Limits, Result, Sandbox
-from lightning_dterm.types import CallTest, CodeTask
+from lightning_dterm.types import CallTest, CodeTask, Sample
 
 SQUARES = tuple(CallTest((value,), value * value, visible=value < 2) for value in range(4))
 SQUARE = "def square(x):\n    return x * x\n"
@@ -27,6 +28,10 @@ def task(**changes) -> CodeTask:
         "entry_point": "square",
     }
     return CodeTask(**{**fields, **changes})
+
+
+def clean(samples: Sequence[Sample]) -> list[tuple[int, int] | None]:
+    return [(0, 1)] * len(samples)
 
 
 class FakeSandbox:
@@ -73,7 +78,7 @@ def test_hostile_programs_fail_and_still_count_as_compiling(evaluator) -> None:
     endless = judge(evaluator, "def square(x):\n    while True:\n        pass\n")
     leaving = judge(evaluator, "import os\nos._exit(0)\n")
     assert [(record.success, record.compiles) for record in (endless, leaving)] == [(0.0, True), (0.0, True)]
-    assert not (endless.infrastructure or leaving.infrastructure)
+    assert not any(record.infrastructure for record in (endless, leaving))
 
 
 def test_prefix_and_fences_belong_to_the_program_as_they_should(evaluator) -> None:
@@ -88,18 +93,19 @@ def test_lint_counts_the_programs_violations_in_one_call(evaluator) -> None:
     untidy = judge(evaluator, "import os\n\n\ndef square(x):\n    unused = 1\n    return x * x\n")
     assert untidy.violations >= 2
     assert untidy.lines == 4
+    assert judge(evaluator, "import os\ndef square(x:\n").violations is None
     calls: list[list[str]] = []
 
-    def lint(programs: Sequence[str]) -> list[int]:
-        calls.append(list(programs))
-        return [len(program) for program in programs]
+    def lint(samples: Sequence[Sample]) -> list[tuple[int, int] | None]:
+        calls.append([sample.program for sample in samples])
+        return [(len(sample.program), 3) for sample in samples]
 
     passed = Result("passed")
     counted = Evaluator(FakeSandbox(passed, passed), lint=lint)
-    tasks = [task(), task(language="text", tests=()), task()]
-    records = counted.evaluate(tasks, ["a = 1", "prose", "bb = 1"], [1, 1, 1])
+    tasks = [task(), task(language="text", tests=()), task(), task()]
+    records = counted.evaluate(tasks, ["a = 1", "prose", "bb = 1", ""], [1, 1, 1, 1])
     assert calls == [["a = 1", "bb = 1"]]
-    assert [record.violations for record in records] == [5, None, 6]
+    assert [(record.violations, record.lines) for record in records] == [(5, 3), (None, 0), (6, 3), (None, 0)]
 
 
 def test_other_languages_are_parsed(evaluator) -> None:
@@ -117,7 +123,7 @@ def test_other_languages_are_parsed(evaluator) -> None:
 def test_prose_is_matched_with_any_accepted_text_and_never_run() -> None:
     sandbox = FakeSandbox()
     evaluator = Evaluator(sandbox)
-    summary = {"language": "text", "success_metric": "exact_match", "reference": "Return x.", "task_type": "summarization"}
+    summary = {"task_type": "summarization", "language": "text", "success_metric": "exact_match", "reference": "Get x."}
     record = judge(evaluator, " Give  x.\n", metadata={"accepted": ["Return it.", "Give x."]}, **summary)
     assert (record.success, record.exact_match, record.compiles, record.violations) == (1.0, True, None, None)
     assert judge(evaluator, "Give y.", metadata={"accepted": ["Give x."]}, **summary).success == 0.0
@@ -126,7 +132,7 @@ def test_prose_is_matched_with_any_accepted_text_and_never_run() -> None:
 
 def test_infrastructure_failures_are_counted_and_never_a_wrong_program() -> None:
     sandbox = FakeSandbox(Result("infra"), Result("passed"), Result("failed"))
-    evaluator = Evaluator(sandbox, lint=lambda programs: [0] * len(programs))
+    evaluator = Evaluator(sandbox, lint=clean)
     records = evaluator.evaluate([task(task_id=str(index)) for index in range(3)], ["x = 1"] * 3, [1] * 3)
     assert [record.success for record in records] == [None, 1.0, 0.0]
     assert [record.compiles for record in records] == [None, True, True]
@@ -143,7 +149,7 @@ def test_whether_a_killed_program_compiles_is_asked_again() -> None:
     """A bomb may go off in the compiler or in the program; the first verdict does not say."""
     sandbox = FakeSandbox(Result("memory"), Result("timeout"), Result("killed"), Result("passed"), Result("infra"))
     sandbox.results[3:3] = [Result("memory")]
-    evaluator = Evaluator(sandbox, lint=lambda programs: [0] * len(programs))
+    evaluator = Evaluator(sandbox, lint=clean)
     records = evaluator.evaluate([task()] * 3, ["x = 1", "y = 1", "z = 1"], [1] * 3)
     assert [record.compiles for record in records] == [False, True, None]
     assert [record.success for record in records] == [0.0, 0.0, 0.0]
@@ -151,7 +157,7 @@ def test_whether_a_killed_program_compiles_is_asked_again() -> None:
 
 
 def test_what_is_not_there_is_not_scored() -> None:
-    evaluator = Evaluator(FakeSandbox(Result("passed")), lint=lambda programs: [0], parse_errors=lambda *_: None)
+    evaluator = Evaluator(FakeSandbox(Result("passed")), lint=clean, parse_errors=lambda *_: None)
     record = judge(evaluator, "x = 1", tests=(), entry_point=None, reference="")
     assert (record.success, record.exact_match, record.compiles) == (None, None, True)
     assert set(record.bleu) == {0}
@@ -167,25 +173,28 @@ def test_what_is_not_there_is_not_scored() -> None:
 
 def results() -> dict:
     table = SampleTable(resamples=50)
-    evaluator = Evaluator(FakeSandbox(*[Result("passed")] * 3, Result("infra")), lint=lambda programs: [1] * len(programs))
+    sandbox = FakeSandbox(*[Result("passed")] * 3, Result("infra"))
+    evaluator = Evaluator(sandbox, lint=lambda samples: [(1, 2)] * len(samples))
     tasks = [task(task_id=str(index), task_type=kind) for index, kind in enumerate(["repair"] * 3 + ["synthesis"])]
     table.update(evaluator.evaluate(tasks, [SQUARE] * 4, [3, 4, 5, 6], [True, False, False, False]))
     return table.compute()
 
 
 def test_table_shows_every_figure() -> None:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(format_table(results()))
-    lines = console.export_text().splitlines()
+    output = io.StringIO()
+    Console(width=100, file=output).print(format_table(results()))
+    lines = output.getvalue().splitlines()
     repair = next(line for line in lines if "repair" in line)
     synthesis = next(line for line in lines if "synthesis" in line)
-    assert "100.0 [100.0, 100.0]" in repair
-    assert "50.0 [50.0, 50.0]" in repair  # one violation in two lines
-    assert " 4.0 [" in repair
-    assert "33.3 [" in repair
-    assert " - " in synthesis
-    assert any("│ all" in line for line in lines)
-    assert any("1 programs could not be judged" in line for line in lines)
+    # n, success, exact match, BLEU, compiles, one violation in two lines, mean length
+    assert repair.split() == ["repair", "3", "100.0", "100.0", "100.0", "100.0", "50.0", "4.0"]
+    assert synthesis.split() == ["synthesis", "1", "-", "100.0", "100.0", "-", "50.0", "6.0"]
+    below = lines[lines.index(repair) + 1].split()
+    assert below[:5] == ["100-100"] * 4 + ["50.0-50.0"]
+    assert 3.0 <= float(below[5].split("-")[0]) < 4.0 < float(below[5].split("-")[1]) <= 5.0
+    total = next(line for line in lines if line.split()[:1] == ["all"])
+    assert total.split()[:4] == ["all", "4", "100.0", "100.0"]
+    assert any("sandbox failures: 1" in line for line in lines)
 
 
 def test_json_round_trip(tmp_path) -> None:

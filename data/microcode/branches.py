@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from lightning_dterm.data.microcode.conditions import bind_condition, draw_condition
 from lightning_dterm.data.microcode.nodes import Count, Do, For, Function, If, Let, Program, Return, Update
+from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
 from lightning_dterm.data.microcode.pipelines import Shape
-from lightning_dterm.data.microcode.spec import NUMBER_MAPS, Code, Draw, Piece, Segments, bind
+from lightning_dterm.data.microcode.spec import Code, Draw, Piece, Segments, bind
 
 _MAPS = {piece.name: piece for piece in NUMBER_MAPS}
 _NAMES = tuple(_MAPS)
@@ -51,7 +52,12 @@ def build_branch(shape: Shape, draw: Draw) -> Program:
 
 def draw_balance(draw: Draw) -> Shape:
     """Structural choices of a loop that adds on one branch and does something else on the other."""
-    return ("balance", draw.pick(("subtract", "add", "list", "comprehension")), *_two_maps(draw), draw_condition(draw, "number", 0.15))
+    return (
+        "balance",
+        draw.pick(("subtract", "add", "list", "comprehension")),
+        *_two_maps(draw),
+        draw_condition(draw, "number", 0.15),
+    )
 
 
 def build_balance(shape: Shape, draw: Draw) -> Program:
@@ -68,12 +74,22 @@ def build_balance(shape: Shape, draw: Draw) -> Program:
         total = draw.pick(("total", "result", "score"))
         operator = "-=" if style == "subtract" else "+="
         choice = If(test, (Update(total, "+=", a),), (Update(total, operator, b),))
-        body: tuple[object, ...] = (Let(total, Code("0", "0")), For(target, source, (choice,)), Return(Code(total, total)))
+        body: tuple[object, ...] = (
+            Let(total, Code("0", "0")),
+            For(target, source, (choice,)),
+            Return(Code(total, total)),
+        )
         tag = draw.pick(("balance", "score", "tally"))
         if style == "add":
             text: Segments = (("the sum of ", "the total of "), *decision, over)
         else:
-            text = (("the total of adding ",), *decision[:-2], (", else subtracting ", ", otherwise subtracting "), no.single(v), over)
+            text = (
+                ("the total of adding ",),
+                *decision[:-2],
+                (", else subtracting ", ", otherwise subtracting "),
+                no.single(v),
+                over,
+            )
     elif style == "list":
         out = draw.pick(("result", "out"))
         push, other = (Do(Code(f"{out}.append({c.py})", f"{out}.push({c.js})")) for c in (a, b))
@@ -100,7 +116,14 @@ def draw_helper(draw: Draw) -> Shape:
     """Structural choices of a helper function called in a loop."""
     kind = draw.pick(("map", "map", "branch", "test"))
     if kind == "test":
-        return ("helper", kind, draw.pick(("sum", "list", "sorted", "count")), draw.pick(_NAMES), "", draw_condition(draw, "number", 0.6))
+        return (
+            "helper",
+            kind,
+            draw.pick(("sum", "list", "sorted", "count")),
+            draw.pick(_NAMES),
+            "",
+            draw_condition(draw, "number", 0.6),
+        )
     first, second = _two_maps(draw)
     condition = draw_condition(draw, "number", 0.1)
     return ("helper", kind, draw.pick(("sum", "list", "sorted", "loop")), first, second, condition)
@@ -132,7 +155,15 @@ def build_helper(shape: Shape, draw: Draw) -> Program:
     no = bind(_MAPS[str(second)], draw)
     if kind == "branch":
         inner = Function(helper, (v,), (If(condition.code(v), (Return(yes.code(v)),)), Return(no.code(v))))
-        text = (yes.single(v), _IF, (f"{v} ",), *condition.single(v), _ELSE, no.single(v), (f" for each {v} in {p}", f" over every {v} in {p}"))
+        text = (
+            yes.single(v),
+            _IF,
+            (f"{v} ",),
+            *condition.single(v),
+            _ELSE,
+            no.single(v),
+            (f" for each {v} in {p}", f" over every {v} in {p}"),
+        )
         hints += no.hints()
         guard, guard_js = "", p
     else:
@@ -148,7 +179,9 @@ def build_helper(shape: Shape, draw: Draw) -> Program:
         words = ("the sum of ", "the total of ")
     else:
         py, js, words = _REDUCERS[str(reducer)]
-        body = (Return(Code(py.format(g=f"{helper}({v}) for {v} in {p}{guard}"), js.format(c=f"{guard_js}.map({helper})"))),)
+        body = (
+            Return(Code(py.format(g=f"{helper}({v}) for {v} in {p}{guard}"), js.format(c=f"{guard_js}.map({helper})"))),
+        )
     entry = Function(f"{draw.pick(('apply', 'total', 'collect'))}_{helper}", (p,), body)  # type: ignore[arg-type]
     return Program("helper", (inner, entry), (words, *text), ("numbers",), hints)
 
@@ -156,21 +189,77 @@ def build_helper(shape: Shape, draw: Draw) -> Program:
 _PAIR_MAPS = (
     Piece("product", "{a} * {b}", "{a} * {b}", ("the product of {a} and {b}", "{a} times {b}"), (), "products"),
     Piece("sum", "{a} + {b}", "{a} + {b}", ("the sum of {a} and {b}", "{a} plus {b}"), (), "sums"),
-    Piece("gap", "abs({a} - {b})", "Math.abs({a} - {b})", ("the distance of {a} and {b}", "the distance between {a} and {b}"), (), "gaps"),
+    Piece(
+        "gap",
+        "abs({a} - {b})",
+        "Math.abs({a} - {b})",
+        ("the distance of {a} and {b}", "the distance between {a} and {b}"),
+        (),
+        "gaps",
+    ),
     Piece("difference", "{a} - {b}", "{a} - {b}", ("{a} minus {b}", "{a} less {b}"), (), "differences"),
-    Piece("larger", "max({a}, {b})", "Math.max({a}, {b})", ("the larger of {a} and {b}", "the maximum of {a} and {b}"), (), "larger"),
-    Piece("smaller", "min({a}, {b})", "Math.min({a}, {b})", ("the smaller of {a} and {b}", "the minimum of {a} and {b}"), (), "smaller"),
-    Piece("double_sum", "2 * ({a} + {b})", "2 * ({a} + {b})", ("twice the sum of {a} and {b}", "the double of the sum of {a} and {b}"), (), "sums"),
-    Piece("squares", "{a} * {a} + {b} * {b}", "{a} * {a} + {b} * {b}", ("the sum of the squares of {a} and {b}", "the square of {a} plus the square of {b}"), (), "squares"),
+    Piece(
+        "larger",
+        "max({a}, {b})",
+        "Math.max({a}, {b})",
+        ("the larger of {a} and {b}", "the maximum of {a} and {b}"),
+        (),
+        "larger",
+    ),
+    Piece(
+        "smaller",
+        "min({a}, {b})",
+        "Math.min({a}, {b})",
+        ("the smaller of {a} and {b}", "the minimum of {a} and {b}"),
+        (),
+        "smaller",
+    ),
+    Piece(
+        "double_sum",
+        "2 * ({a} + {b})",
+        "2 * ({a} + {b})",
+        ("twice the sum of {a} and {b}", "the double of the sum of {a} and {b}"),
+        (),
+        "sums",
+    ),
+    Piece(
+        "squares",
+        "{a} * {a} + {b} * {b}",
+        "{a} * {a} + {b} * {b}",
+        ("the sum of the squares of {a} and {b}", "the square of {a} plus the square of {b}"),
+        (),
+        "squares",
+    ),
     Piece("first", "{a}", "{a}", ("{a}",), (), "first"),
 )
 PAIR_TESTS = (
     Piece("more", "{a} > {b}", "{a} > {b}", ("{a} is greater than {b}", "{a} is above {b}"), (), "more"),
     Piece("fewer", "{a} < {b}", "{a} < {b}", ("{a} is less than {b}", "{a} is below {b}"), (), "less"),
     Piece("differ", "{a} != {b}", "{a} !== {b}", ("{a} differs from {b}", "{a} is not equal to {b}"), (), "unlike"),
-    Piece("even_sum", "({a} + {b}) % 2 == 0", "({a} + {b}) % 2 === 0", ("the sum of {a} and {b} is even", "{a} plus {b} is even"), (), "even"),
-    Piece("apart", "abs({a} - {b}) > 2", "Math.abs({a} - {b}) > 2", ("{a} and {b} are more than 2 apart", "{a} and {b} differ by more than 2"), (), "apart"),
-    Piece("twice", "{a} > 2 * {b}", "{a} > 2 * {b}", ("{a} is greater than twice {b}", "{a} is above twice {b}"), (), "more"),
+    Piece(
+        "even_sum",
+        "({a} + {b}) % 2 == 0",
+        "({a} + {b}) % 2 === 0",
+        ("the sum of {a} and {b} is even", "{a} plus {b} is even"),
+        (),
+        "even",
+    ),
+    Piece(
+        "apart",
+        "abs({a} - {b}) > 2",
+        "Math.abs({a} - {b}) > 2",
+        ("{a} and {b} are more than 2 apart", "{a} and {b} differ by more than 2"),
+        (),
+        "apart",
+    ),
+    Piece(
+        "twice",
+        "{a} > 2 * {b}",
+        "{a} > 2 * {b}",
+        ("{a} is greater than twice {b}", "{a} is above twice {b}"),
+        (),
+        "more",
+    ),
 )
 _PAIR_MAP = {piece.name: piece for piece in _PAIR_MAPS}
 _PAIR_TEST = {piece.name: piece for piece in PAIR_TESTS}
@@ -209,10 +298,18 @@ def build_pair(shape: Shape, draw: Draw) -> Program:
     at_a, at_b = f"{a}[i]", f"{b}[i]"
     value, condition = code(one, at_a, at_b), code(test, at_a, at_b)
     kind = str(style).split("_")[0]
-    heads = {"sum": ("the sum of ", "the total of "), "list": ("a list of ", "the list of "), "count": ("how often ", "the count of positions i where ")}
+    heads = {
+        "sum": ("the sum of ", "the total of "),
+        "list": ("a list of ", "the list of "),
+        "count": ("how often ", "the count of positions i where "),
+    }
     tail = (" for each position i", " over all positions i")
     where: Segments = ((" where ",), words(test, at_a, at_b))
-    text = (heads[kind], words(one, at_a, at_b), tail, *where) if kind != "count" else (heads[kind], words(test, at_a, at_b), tail)
+    text = (
+        (heads[kind], words(one, at_a, at_b), tail, *where)
+        if kind != "count"
+        else (heads[kind], words(test, at_a, at_b), tail)
+    )
     if style in ("sum_comprehension", "list_comprehension"):
         g = f"{value.py} for i in range(len({a})) if {condition.py}"
         c = f"{a}.map((_, i) => i).filter((i) => {condition.js}).map((i) => {value.js})"

@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_dterm.data.microcode.spec import (
-    CHARACTER_PREDICATES,
-    NUMBER_PREDICATES,
-    SIGN_PREDICATES,
-    WORD_PREDICATES,
-    Bound,
-    Code,
-    Draw,
-    Piece,
-    Segments,
-    bind,
-)
+from lightning_dterm.data.microcode.number_pieces import NUMBER_PREDICATES, SIGN_PREDICATES
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind
+from lightning_dterm.data.microcode.text_pieces import CHARACTER_PREDICATES, WORD_PREDICATES
 
 ConditionShape = tuple[str, ...]
 """``()``, ``(name,)`` or ``(name, "and" | "or", name)``."""
@@ -118,7 +109,9 @@ class Condition:
             # A single comparison flips its operator; a chain or a compound condition is negated as a whole.
             if not self.operator and words.count(word) == 1 and words[-2] == word:
                 script = {"==": ("===", "!=="), "!=": ("!==", "===")}.get(word, (word, opposite))
-                return Code(code.py.replace(f" {word} ", f" {opposite} "), code.js.replace(f" {script[0]} ", f" {script[1]} "))
+                return Code(
+                    code.py.replace(f" {word} ", f" {opposite} "), code.js.replace(f" {script[0]} ", f" {script[1]} ")
+                )
         if not self.operator and " " not in code.py:
             return Code(f"not {code.py}", f"!{code.js}")
         if not self.operator and " in " in code.py:

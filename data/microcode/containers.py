@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from lightning_dterm.data.microcode.conditions import Condition, bind_condition, draw_condition
-from lightning_dterm.data.microcode.nodes import Count, Do, For, Function, If, Let, Node, Program, Return, Update, While
+from lightning_dterm.data.microcode.nodes import Do, For, Function, If, Let, Node, Program, Return, Update, While
+from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
 from lightning_dterm.data.microcode.pipelines import SOURCES, Shape, filtered
-from lightning_dterm.data.microcode.spec import NUMBER_MAPS, WORD_MAPS, WORD_MEASURES, Bound, Code, Draw, Segments, bind
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Segments, bind
+from lightning_dterm.data.microcode.text_pieces import WORD_MAPS, WORD_MEASURES
 
 _NUMBER = {piece.name: piece for piece in NUMBER_MAPS}
 _KEYS = {piece.name: piece for piece in WORD_MAPS + WORD_MEASURES}
@@ -60,7 +62,7 @@ def build_dict(shape: Shape, draw: Draw) -> Program:
         d, tag = draw.pick((("index", "index"), ("table", "map")))
         step = Do(Code(f"{d}[{v}] = {at.py}", f"{d}[{v}] = {at.js}"))
         head = ("a dict from each item to ", "a dict that maps each item to ")
-    loop = For(Code(v, v), Code(p, "[...%s]" % p if source.name == "string" else p), filtered((step,), condition, v))
+    loop = For(Code(v, v), Code(p, f"[...{p}]" if source.name == "string" else p), filtered((step,), condition, v))
     body = (Let(d, Code("{}", "{}")), loop, Return(Code(d, d)))
     text: Segments = (head, key.plural(), noun, *_that(condition))
     name = f"{tag}_{key.piece.tag or (condition.tag if condition else source.name)}"
@@ -71,7 +73,12 @@ def draw_table(draw: Draw) -> Shape:
     """Structural choices of a program that reads a dict's items."""
     style = draw.pick(("keys", "keys_loop", "map", "map_loop", "sum"))
     mapping = "same" if style.startswith("keys") else draw.pick(NUMBER_MAPS[1:]).name
-    return ("table", style, mapping, draw_condition(draw, "number", 0.3) if mapping == "same" else _optional(draw, "number"))
+    return (
+        "table",
+        style,
+        mapping,
+        draw_condition(draw, "number", 0.3) if mapping == "same" else _optional(draw, "number"),
+    )
 
 
 def build_table(shape: Shape, draw: Draw) -> Program:
@@ -89,25 +96,50 @@ def build_table(shape: Shape, draw: Draw) -> Program:
     if style in ("keys", "keys_loop"):
         text: Segments = (("a list of ", "the list of "), (f"the keys of {p}", f"the keys in {p}"), *where)
         if style == "keys":
-            body: tuple[Node, ...] = (Return(Code(f"[k for k, {v} in {p}.items(){guard}]", f"Object.keys({p}).filter((k) => {condition.code(f'{p}[k]').js})")),)  # type: ignore[union-attr]
+            body: tuple[Node, ...] = (
+                Return(
+                    Code(
+                        f"[k for k, {v} in {p}.items(){guard}]",
+                        f"Object.keys({p}).filter((k) => {condition.code(f'{p}[k]').js})",
+                    )
+                ),
+            )  # type: ignore[union-attr]
         else:
             out = draw.pick(("keys", "result"))
             push = Do(Code(f"{out}.append(k)", f"{out}.push(k)"))
-            body = (Let(out, Code("[]", "[]")), For(target, items, filtered((push,), condition, v)), Return(Code(out, out)))
+            body = (
+                Let(out, Code("[]", "[]")),
+                For(target, items, filtered((push,), condition, v)),
+                Return(Code(out, out)),
+            )
     elif style == "sum":
-        text = (("the sum of ", "the total of "), mapping.plural(), (f"the values in {p}", f"the values of dict {p}"), *_that(condition))
+        text = (
+            ("the sum of ", "the total of "),
+            mapping.plural(),
+            (f"the values in {p}", f"the values of dict {p}"),
+            *_that(condition),
+        )
         step = Update("total", "+=", value)
         loop = For(Code(v, v), Code(f"{p}.values()", f"Object.values({p})"), filtered((step,), condition, v))
         body = (Let("total", Code("0", "0")), loop, Return(Code("total", "total")))
     else:
-        text = (("a dict from the keys to ", "a dict that maps the keys to "), mapping.plural(), (f"the values in {p}", f"the values of dict {p}"), *_that(condition))
+        text = (
+            ("a dict from the keys to ", "a dict that maps the keys to "),
+            mapping.plural(),
+            (f"the values in {p}", f"the values of dict {p}"),
+            *_that(condition),
+        )
         if style == "map":
             js = f"Object.fromEntries(Object.entries({p}){rest}.map(([k, {v}]) => [k, {value.js}]))"
             body = (Return(Code(f"{{k: {value.py} for k, {v} in {p}.items(){guard}}}", js)),)
         else:
             out = draw.pick(("out", "result"))
             put = Do(Code(f"{out}[k] = {value.py}", f"{out}[k] = {value.js}"))
-            body = (Let(out, Code("{}", "{}")), For(target, items, filtered((put,), condition, v)), Return(Code(out, out)))
+            body = (
+                Let(out, Code("{}", "{}")),
+                For(target, items, filtered((put,), condition, v)),
+                Return(Code(out, out)),
+            )
     tag = {"keys": "keys", "map": "map", "sum": "sum"}[str(style).split("_")[0]]
     name = f"{tag}_{condition.tag if condition else mapping.piece.tag}"
     return Program("table", (Function(name, (p,), body),), text, ("table",), _hints(condition, mapping))
@@ -138,29 +170,62 @@ def build_running(shape: Shape, draw: Draw) -> Program:
         before = (Let("total", Code("0", "0")),)
         step: tuple[Node, ...] = (Update("total", "+=", value), Do(Code(f"{out}.append(total)", f"{out}.push(total)")))
     elif style == "maxima":
-        head, tag = ("a list of the running maxima, from 0 up, of ", "the list of the running maxima, from 0 up, of "), "peaks"
+        head, tag = (
+            ("a list of the running maxima, from 0 up, of ", "the list of the running maxima, from 0 up, of "),
+            "peaks",
+        )
         before = (Let("best", Code("0", "0")),)
-        step = (Update("best", "=", Code(f"max(best, {value.py})", f"Math.max(best, {value.js})")), Do(Code(f"{out}.append(best)", f"{out}.push(best)")))
+        step = (
+            Update("best", "=", Code(f"max(best, {value.py})", f"Math.max(best, {value.js})")),
+            Do(Code(f"{out}.append(best)", f"{out}.push(best)")),
+        )
     elif style == "unique":
-        head, tag, tail = ("a list of ", "the list of "), "unique", (" without repeated numbers", " at their first occurrence only")
+        head, tag, tail = (
+            ("a list of ", "the list of "),
+            "unique",
+            (" without repeated numbers", " at their first occurrence only"),
+        )
         before = (Let("seen", Code("set()", "new Set()")),)
         assert condition is not None
         code = condition.code(v)
         inner = f"({code.py})" if condition.operator == "or" else code.py
         inner_js = f"({code.js})" if condition.operator == "or" else code.js
-        step = (If(Code(f"{v} not in seen and {inner}", f"!seen.has({v}) && {inner_js}"), (Do(Code(f"seen.add({v})", f"seen.add({v})")), push)),)
+        step = (
+            If(
+                Code(f"{v} not in seen and {inner}", f"!seen.has({v}) && {inner_js}"),
+                (Do(Code(f"seen.add({v})", f"seen.add({v})")), push),
+            ),
+        )
     elif style == "until":
         assert condition is not None
         head, tag = ("a list of ", "the list of "), "until"
         step = (If(condition.code(v), (Do(Code("break", "break")),)), push)
         loop = For(Code(v, v), Code(p, p), step)
-        text: Segments = (head, mapping.plural(), noun, (" before the first that ", " up to but without the first that "), *condition.single(v))
-        return Program("running", (Function(f"{tag}_{condition.tag}", (p,), (start, loop, final)),), text, ("numbers",), _hints(condition, mapping))
+        text: Segments = (
+            head,
+            mapping.plural(),
+            noun,
+            (" before the first that ", " up to but without the first that "),
+            *condition.single(v),
+        )
+        return Program(
+            "running",
+            (Function(f"{tag}_{condition.tag}", (p,), (start, loop, final)),),
+            text,
+            ("numbers",),
+            _hints(condition, mapping),
+        )
     else:
-        head, tag = ("a list of the steps, starting at 0, between ", "the list of the increases, starting at 0, between "), "steps"
+        head, tag = (
+            ("a list of the steps, starting at 0, between ", "the list of the increases, starting at 0, between "),
+            "steps",
+        )
         before = (Let("last", Code("0", "0")),)
         now = v if mapping.piece.name == "same" else "now"
-        step = (Do(Code(f"{out}.append({now} - last)", f"{out}.push({now} - last)")), Update("last", "=", Code(now, now)))
+        step = (
+            Do(Code(f"{out}.append({now} - last)", f"{out}.push({now} - last)")),
+            Update("last", "=", Code(now, now)),
+        )
         if now != v:
             step = (Let("now", value), *step)
     nodes = step if style == "unique" else filtered(step, condition, v)
@@ -193,13 +258,18 @@ def build_digits(shape: Shape, draw: Draw) -> Program:
     start = Let(out, Code("[]", "[]") if kind == "list" else Code("0", "0"))
     if str(style).startswith("string"):
         order = ""
-        loop: Node = For(Code("c", "c"), Code(f"str({n})", f"String({n})"), (Let("d", Code("int(c)", "Number(c)")), *rest))
+        loop: Node = For(
+            Code("c", "c"), Code(f"str({n})", f"String({n})"), (Let("d", Code("int(c)", "Number(c)")), *rest)
+        )
     else:
         order = " from last to first"
         digit = Let("d", Code(f"{n} % 10", f"{n} % 10"))
         drop = Do(Code(f"{n} //= 10", f"{n} = Math.floor({n} / 10)"))
         loop = While(Code(f"{n} > 0", f"{n} > 0"), (digit, *rest, drop))
-    noun = (f"the digits of {n}{order}" if kind == "list" else f"the digits of {n}", f"the decimal digits of {n}{order}" if kind == "list" else f"the decimal digits of {n}")
+    noun = (
+        f"the digits of {n}{order}" if kind == "list" else f"the digits of {n}",
+        f"the decimal digits of {n}{order}" if kind == "list" else f"the decimal digits of {n}",
+    )
     if kind == "count":
         assert condition is not None
         text: Segments = (("how many of ", "the count of those of "), noun, (" ",), *condition.plural())

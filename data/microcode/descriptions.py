@@ -11,12 +11,36 @@ SUMMARY_MARKER = "### Summary\n"
 MAX_ACCEPTED = 64
 
 _INTENTS = {
-    "synthesis": ("Write a Python function that returns {t}.", "Implement a Python function returning {t}.", "Synthesize code in Python: return {t}."),
-    "completion": ("Complete the Python function, which returns {t}.", "Finish this partial Python code so that it returns {t}.", "Fill in the rest of a function returning {t}."),
-    "repair": ("Fix the bug in a Python function that should return {t}.", "Repair the faulty Python code; it must return {t}.", "Find and correct the error. The function should return {t}."),
-    "translation": ("Translate a JavaScript function to Python; it returns {t}.", "Port JavaScript code to Python. The function returns {t}.", "Convert the JavaScript program into equivalent Python returning {t}."),
-    "summarization": ("Summarize in one line of English what the Python function {n} does.", "Describe the Python function {n} in a short sentence.", "Explain in one sentence what {n} returns."),
-    "optimization": ("Make the slow Python function faster; it returns {t}.", "Optimize this Python code without changing that it returns {t}.", "Speed up a function that returns {t}."),
+    "synthesis": (
+        "Write a Python function that returns {t}.",
+        "Implement a Python function returning {t}.",
+        "Synthesize code in Python: return {t}.",
+    ),
+    "completion": (
+        "Complete the Python function, which returns {t}.",
+        "Finish this partial Python code so that it returns {t}.",
+        "Fill in the rest of a function returning {t}.",
+    ),
+    "repair": (
+        "Fix the bug in a Python function that should return {t}.",
+        "Repair the faulty Python code; it must return {t}.",
+        "Find and correct the error. The function should return {t}.",
+    ),
+    "translation": (
+        "Translate a JavaScript function to Python; it returns {t}.",
+        "Port JavaScript code to Python. The function returns {t}.",
+        "Convert the JavaScript program into equivalent Python returning {t}.",
+    ),
+    "summarization": (
+        "Summarize in one line of English what the Python function {n} does.",
+        "Describe the Python function {n} in a short sentence.",
+        "Explain in one sentence what {n} returns.",
+    ),
+    "optimization": (
+        "Make the slow Python function faster; it returns {t}.",
+        "Optimize this Python code without changing that it returns {t}.",
+        "Speed up a function that returns {t}.",
+    ),
 }
 _WRITE = ("Write", "Implement", "Define")
 _COMPLETE = ("Complete", "Finish")

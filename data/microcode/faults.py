@@ -10,19 +10,36 @@ from lightning_dterm.data.microcode.spec import Draw
 FAULT_KINDS = ("wrong_operator", "off_by_one", "wrong_variable", "missing_return", "wrong_branch", "syntax_slip")
 
 _SWAPS = {
-    "+=": ("-=",), "-=": ("+=",), "*=": ("+=",), "//=": ("-=",), "//": ("%",), "%": ("//",), "==": ("!=",), "!=": ("==",),
-    "<": (">",), ">": ("<",), "<=": (">=",), ">=": ("<=",), "+": ("-",), "-": ("+",), "*": ("+",), "**": ("*",),
-    "and": ("or",), "or": ("and",),
+    "+=": ("-=",),
+    "-=": ("+=",),
+    "*=": ("+=",),
+    "//": ("%",),
+    "%": ("//",),
+    "==": ("!=",),
+    "!=": ("==",),
+    "<": (">",),
+    ">": ("<",),
+    "<=": (">=",),
+    ">=": ("<=",),
+    "+": ("-",),
+    "-": ("+",),
+    "*": ("+",),
+    "and": ("or",),
+    "or": ("and",),
 }
-_OPERATOR = re.compile(r"(?<= )(//=|\+=|-=|\*=|//|\*\*|%|==|!=|<=|>=|<|>|\+|-|\*|and|or)(?= )")
+_OPERATOR = re.compile(r"(?<= )(\+=|-=|\*=|//|%|==|!=|<=|>=|<|>|\+|-|\*|and|or)(?= )")
 _EDGE = re.compile(r"(?<= )(<=|>=|<|>)(?= )")
 _EDGE_SWAP = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
-_BOUND = re.compile(r"(?<=[<>] )\d+|(?<=<= )\d+|(?<=>= )\d+|(?<=\[:)\d+|(?<= = )[01]$|(?<=range\()1|(?<=\[)\d+(?=:\])", re.MULTILINE)
+_BOUND = re.compile(
+    r"(?<=[<>] )\d+|(?<=<= )\d+|(?<=>= )\d+|(?<=\[:)\d+|(?<= = )[01]$|(?<=range\()1|(?<=\[)\d+(?=:\])", re.MULTILINE
+)
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _TARGET = re.compile(r"\b(?:for (\w+)(?:, (\w+))? in)|^ +(\w+) = ", re.MULTILINE)
 _RETURN = re.compile(r"^( +)return ", re.MULTILINE)
 _IF = re.compile(r"(?<= )if (?!not )")
-_TERNARY = re.compile(r"(?P<open>return \[?)(?P<yes>.+?) if (?P<test>.+?) else (?P<no>.+?)(?P<close> for .*)?$", re.MULTILINE)
+_TERNARY = re.compile(
+    r"(?P<open>return \[?)(?P<yes>.+?) if (?P<test>.+?) else (?P<no>.+?)(?P<close> for .*)?$", re.MULTILINE
+)
 _SLIP = re.compile(r":$|[)\]](?=:?$)|\"|(?<=\w)\(", re.MULTILINE)
 
 
@@ -87,7 +104,9 @@ def _wrong_branch(source: str, draw: Draw) -> Iterator[str]:
     for match in _TERNARY.finditer(source):
         parts = match.groupdict()
         close = parts["close"] or ""
-        edits.append(_replace(source, match, f"{parts['open']}{parts['no']} if {parts['test']} else {parts['yes']}{close}"))
+        edits.append(
+            _replace(source, match, f"{parts['open']}{parts['no']} if {parts['test']} else {parts['yes']}{close}")
+        )
     if not edits:
         edits.extend(_replace(source, match, "if not ") for match in _IF.finditer(source))
         edits.extend(_replace(source, match, "if ") for match in re.finditer(r"(?<= )if not ", source))

@@ -32,13 +32,13 @@ _CUT = re.compile(r"\n(?= )|(?<=\S)(?= (?:[-+*/%<>=!]|if |for |else |in |and |or
 class _Material:
     """A checked program with its source and tests."""
 
-    __slots__ = ("key", "program", "source", "tests")
+    __slots__ = ("facts", "program", "source", "tests")
 
-    def __init__(self, program: Program, source: str, tests: tuple[CallTest, ...], key: str) -> None:
+    def __init__(self, program: Program, source: str, tests: tuple[CallTest, ...], facts: grammar.Facts) -> None:
         self.program = program
         self.source = source
         self.tests = tests
-        self.key = key
+        self.facts = facts
 
 
 def _tests(program: Program, source: str, draw: Draw) -> tuple[CallTest, ...] | None:
@@ -76,7 +76,10 @@ def _fault(material: _Material, draw: Draw) -> tuple[str, str] | None:
             values = execution.run_calls(function, inputs)
         except execution.EndlessLoopError:
             continue
-        wrong = [value != test.expected or type(value) is not type(test.expected) for value, test in zip(values, material.tests, strict=True)]
+        wrong = [
+            value != test.expected or type(value) is not type(test.expected)
+            for value, test in zip(values, material.tests, strict=True)
+        ]
         if any(wrong[:N_VISIBLE]) and any(wrong[N_VISIBLE:]):
             return kind, faulty
     return None
@@ -147,22 +150,24 @@ class MicroCode(Sequence[CodeTask]):
         label = f"{VERSION}/{self.seed}/{self.split}/{index}/{task_type}"
         draw = Draw(int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "big"))
         for _ in range(1000):
-            material = self._material(draw)
+            material = self._material(draw, task_type == "optimization")
             fields = _MAKERS[task_type](material, draw) if material else None
             if material and fields and len(fields["prompt"]) <= MAX_PROMPT:
                 return self._assemble(index, task_type, material, fields, draw)
         raise RuntimeError(f"MicroCode found no program for {label}; this is a defect of the generator")
 
-    def _material(self, draw: Draw) -> _Material | None:
-        shape = grammar.draw_shape(draw, self.split)
+    def _material(self, draw: Draw, slow: bool) -> _Material | None:
+        shape = grammar.draw_shape(draw, self.split, slow)
         program = grammar.build(shape, draw)
         source = render_python(program.functions)
         if len(source) > MAX_REFERENCE or max(map(len, source.split("\n"))) > MAX_LINE:
             return None
         tests = _tests(program, source, draw)
-        return _Material(program, source, tests, grammar.shape_key(shape)) if tests else None
+        return _Material(program, source, tests, grammar.facts(shape)) if tests else None
 
-    def _assemble(self, index: int, task_type: str, material: _Material, fields: dict[str, Any], draw: Draw) -> CodeTask:
+    def _assemble(
+        self, index: int, task_type: str, material: _Material, fields: dict[str, Any], draw: Draw
+    ) -> CodeTask:
         program = material.program
         metadata = {
             "benchmark": "microcode",
@@ -171,7 +176,8 @@ class MicroCode(Sequence[CodeTask]):
             "split": self.split,
             "index": index,
             "family": program.family,
-            "structure": material.key,
+            "structure": material.facts.key,
+            "nodes": material.facts.nodes,
             "program": material.source,
             "lines": material.source.count("\n"),
             **fields.pop("metadata", {}),
@@ -238,10 +244,19 @@ def _summarization(material: _Material, draw: Draw) -> dict[str, Any]:
     }
 
 
+def _optimization(material: _Material, draw: Draw) -> dict[str, Any] | None:
+    slow = render_python(material.program.slow)
+    if max(map(len, slow.split("\n"))) > MAX_LINE:
+        return None
+    prompt = descriptions.optimization_prompt(slow, draw)
+    return {"prompt": prompt, "metadata": {"slow_program": slow, "slow_structure": material.facts.slow_key}}
+
+
 _MAKERS = {
     "synthesis": _synthesis,
     "completion": _completion,
     "repair": _repair,
     "translation": _translation,
     "summarization": _summarization,
+    "optimization": _optimization,
 }

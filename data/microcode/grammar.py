@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lightning_dterm.data.microcode import branches, containers, numeric, pipelines
+from lightning_dterm.data.microcode import branches, containers, numeric, optimization, pipelines
 from lightning_dterm.data.microcode.nodes import Program
 from lightning_dterm.data.microcode.pipelines import Shape
 from lightning_dterm.data.microcode.render_python import render_python
 from lightning_dterm.data.microcode.spec import Draw
-from lightning_dterm.data.microcode.structure import split_of, structure_key
+from lightning_dterm.data.microcode.structure import split_of, structure, structure_key
 
 
 class Family(NamedTuple):
@@ -41,27 +41,47 @@ FAMILIES: dict[str, Family] = {
 _WHEEL = tuple(name for name, family in FAMILIES.items() for _ in range(family.weight))
 
 
-def draw_shape(draw: Draw, split: str) -> Shape:
-    """A shape of ``split``, its family drawn by weight."""
-    family = FAMILIES[draw.pick(_WHEEL)]
+_OPTIMIZATION = Family(optimization.draw_optimization, optimization.build_optimization, 1)
+
+
+def draw_shape(draw: Draw, split: str, slow: bool = False) -> Shape:
+    """A shape of ``split``, its family drawn by weight; with ``slow``, of a slow and fast pair."""
+    family = _OPTIMIZATION if slow else FAMILIES[draw.pick(_WHEEL)]
     shape = family.draw(draw)
-    while shape_split(shape) != split:
+    while facts(shape).split != split:
         shape = family.draw(draw)
     return shape
 
 
 def build(shape: Shape, draw: Draw) -> Program:
     """A program of ``shape``."""
-    return FAMILIES[str(shape[0])].build(shape, draw)
+    family = FAMILIES.get(str(shape[0]), _OPTIMIZATION)
+    return family.build(shape, draw)
+
+
+class Facts(NamedTuple):
+    """What all programs of a shape share.
+
+    Attributes:
+        key: Structure key of the program.
+        slow_key: Structure key of the slow version, or empty.
+        split: The split that holds the program (and its slow version), empty where the two disagree.
+        nodes: Number of syntax-tree nodes.
+    """
+
+    key: str
+    slow_key: str
+    split: str
+    nodes: int
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def shape_key(shape: Shape) -> str:
-    """The structure key of every program of ``shape``."""
-    return structure_key(render_python(build(shape, Draw(0)).functions))
-
-
-@functools.lru_cache(maxsize=1 << 17)
-def shape_split(shape: Shape) -> str:
-    """The split that holds every program of ``shape``."""
-    return split_of(shape_key(shape))
+def facts(shape: Shape) -> Facts:
+    """Structure key, split and size of every program of ``shape``."""
+    program = build(shape, Draw(0))
+    key, nodes = structure(render_python(program.functions))
+    split = split_of(key)
+    if not program.slow:
+        return Facts(key, "", split, nodes)
+    slow_key = structure_key(render_python(program.slow))
+    return Facts(key, slow_key, split if split_of(slow_key) == split else "", nodes)

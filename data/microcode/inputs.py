@@ -7,10 +7,52 @@ from typing import Any
 
 from lightning_dterm.data.microcode.spec import Draw
 
-_WORDS = (
-    "apple tea level on sand noon ink stone a cell radar lion boot tent bird else oval rain nest dot seed pier salt "
-    "idea river corn deed bell icon trees actor cabin dance east inner list notes order robin solo trial blue car dear"
-).split()
+_WORDS = [
+    "apple",
+    "tea",
+    "level",
+    "on",
+    "sand",
+    "noon",
+    "ink",
+    "stone",
+    "a",
+    "cell",
+    "radar",
+    "lion",
+    "boot",
+    "tent",
+    "bird",
+    "else",
+    "oval",
+    "rain",
+    "nest",
+    "dot",
+    "seed",
+    "pier",
+    "salt",
+    "idea",
+    "river",
+    "corn",
+    "deed",
+    "bell",
+    "icon",
+    "trees",
+    "actor",
+    "cabin",
+    "dance",
+    "east",
+    "inner",
+    "list",
+    "notes",
+    "order",
+    "robin",
+    "solo",
+    "trial",
+    "blue",
+    "car",
+    "dear",
+]
 _SYMBOLS = "aaeeiouubcdlnrst" + "ADELT" + "0379" + " -"
 
 
@@ -52,7 +94,9 @@ def _near(draw: Draw, hints: list[int], low: int) -> int:
     return max(low, value)
 
 
-def make_input(draw: Draw, domain: tuple[str, ...], numbers: list[int], letters: list[str], length: int) -> tuple[Any, ...]:
+def make_input(
+    draw: Draw, domain: tuple[str, ...], numbers: list[int], letters: list[str], length: int
+) -> tuple[Any, ...]:
     """One argument tuple; collections have ``length`` items, where 0 is the empty edge case."""
     values: list[Any] = []
     for kind in domain:

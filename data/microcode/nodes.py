@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Union
+from typing import TypeAlias
 
 from lightning_dterm.data.microcode.spec import Code, Segments
 
@@ -76,7 +76,7 @@ class While:
     body: tuple[Node, ...]
 
 
-Node = Union[Let, Update, Do, Return, If, For, Count, While]
+Node: TypeAlias = Let | Update | Do | Return | If | For | Count | While
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from lightning_dterm.data.microcode.branches import PAIR_TESTS
 from lightning_dterm.data.microcode.conditions import Condition, bind_condition, draw_condition
 from lightning_dterm.data.microcode.nodes import Count, Do, For, Function, If, Let, Node, Program, Return, Update, While
+from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
 from lightning_dterm.data.microcode.pipelines import SOURCES, Shape, filtered
-from lightning_dterm.data.microcode.spec import NUMBER_MAPS, Code, Draw, Segments, bind
+from lightning_dterm.data.microcode.spec import Code, Draw, Segments, bind
 
 _MAPS = {piece.name: piece for piece in NUMBER_MAPS}
 _NAMES = tuple(_MAPS)
@@ -46,17 +47,27 @@ def _steps(rule: str, draw: Draw) -> Program:
     n = draw.pick(("n", "x", "num"))
     k = draw.integer(2, 5)
     if rule == "multiple":
-        loop = While(Code(f"{n} % {k} == 0", f"{n} % {k} === 0"), (Do(Code(f"{n} //= {k}", f"{n} = Math.floor({n} / {k})")), Update("count", "+=", _ONE)))
+        loop = While(
+            Code(f"{n} % {k} == 0", f"{n} % {k} === 0"),
+            (Do(Code(f"{n} //= {k}", f"{n} = Math.floor({n} / {k})")), Update("count", "+=", _ONE)),
+        )
         text: Segments = ((f"how often {n} can be divided by {k} without rest", f"how many times {k} divides {n}"),)
         name = draw.pick(("count_factor", "times_divisible"))
         domain, hints = "positive", (k, k * k)
     else:
         j = draw.integer(1, 4)
         less = rule == "less"
-        step = Update(n, "-=", Code(str(k), str(k))) if less else Do(Code(f"{n} //= {k}", f"{n} = Math.floor({n} / {k})"))
+        step = (
+            Update(n, "-=", Code(str(k), str(k))) if less else Do(Code(f"{n} //= {k}", f"{n} = Math.floor({n} / {k})"))
+        )
         loop = While(Code(f"{n} > {j}", f"{n} > {j}"), (step, Update("count", "+=", _ONE)))
         verb = f"lowering {n} by {k}" if less else f"floor-dividing {n} by {k}"
-        text = ((f"how often {verb} is done until it is at most {j}", f"how many times {verb} is repeated while it is above {j}"),)
+        text = (
+            (
+                f"how often {verb} is done until it is at most {j}",
+                f"how many times {verb} is repeated while it is above {j}",
+            ),
+        )
         name = draw.pick(("count_steps", "steps"))
         domain, hints = "positive", (j, k)
     body = (Let("count", _ZERO), loop, Return(Code("count", "count")))
@@ -80,12 +91,14 @@ def _recurrence(style: str, map_name: str, draw: Draw) -> Program:
         first = Do(Code("a, b = 0, 1", "let [a, b] = [0, 1]"))
         loop = Count("_", "0", Code(n, f"< {n}"), (swap,))
         body = (first, loop, Return(value))
-        noun, other = f"Fibonacci number {n}, counted from 0", f"the Fibonacci number with index {n}"
+        noun, other = f"Fibonacci number {n} (number 0 is 0)", f"the Fibonacci number at index {n}"
         name, parameters, domain = draw.pick(("fibonacci", "fib")), (n,), ("count",)
     tag = mapping.piece.tag
     text = tuple(zip(mapping.single(noun), mapping.single(other), strict=True))
     slots: Segments = (tuple(wording for pair in text for wording in pair),)
-    return Program("numeric", (Function(f"{name}_{tag}" if tag else name, parameters, body),), slots, domain, mapping.hints())
+    return Program(
+        "numeric", (Function(f"{name}_{tag}" if tag else name, parameters, body),), slots, domain, mapping.hints()
+    )
 
 
 def build_numeric(shape: Shape, draw: Draw) -> Program:
@@ -104,15 +117,26 @@ def build_numeric(shape: Shape, draw: Draw) -> Program:
         body = (start, Count(d, "1", Code(f"{n} + 1", f"<= {n}"), (inner,)), Return(Code(out, out)))
         noun = (f"the divisors of {n}", f"the positive divisors of {n}")
         joint: Segments = ((" ",) if reduction == "count" else _THAT,)
-        text: Segments = (_HEADS[str(reduction)], mapping.plural(), noun, *((*joint, *condition.plural()) if condition else ()))
+        text: Segments = (
+            _HEADS[str(reduction)],
+            mapping.plural(),
+            noun,
+            *((*joint, *condition.plural()) if condition else ()),
+        )
         name = f"{reduction}_divisors"
         hints = (condition.hints() if condition else ()) + mapping.hints() + (6, 12)
         return Program("numeric", (Function(name, (n,), body),), text, ("positive",), hints)
     p, v = draw.pick(SOURCES["list"].names)
-    test = Function("is_prime", ("n",), (
-        Count("d", "2", Code("n", "< n"), (If(Code("n % d == 0", "n % d === 0"), (Return(Code("False", "false")),)),)),
-        Return(Code("n > 1", "n > 1")),
-    ))
+    test = Function(
+        "is_prime",
+        ("n",),
+        (
+            Count(
+                "d", "2", Code("n", "< n"), (If(Code("n % d == 0", "n % d === 0"), (Return(Code("False", "false")),)),)
+            ),
+            Return(Code("n > 1", "n > 1")),
+        ),
+    )
     noun = (f"the numbers in {p}", f"the elements of {p}")
     value = mapping.code(v)
     call = Code(f"is_prime({v})", f"is_prime({v})")
@@ -134,7 +158,13 @@ def draw_position(draw: Draw) -> Shape:
     style = draw.pick(("first_index", "last_index", "indices", "indices_loop", "weighted", "adjacent", "adjacent"))
     if style == "adjacent":
         reduction = draw.pick(("sum", "list", "count"))
-        return ("position", style, "same" if reduction == "count" else draw.pick(_NAMES), reduction, draw.pick(PAIR_TESTS).name)
+        return (
+            "position",
+            style,
+            "same" if reduction == "count" else draw.pick(_NAMES),
+            reduction,
+            draw.pick(PAIR_TESTS).name,
+        )
     condition = draw_condition(draw, "number", 0.3) if style != "weighted" or draw.chance(0.7) else ()
     return ("position", style, draw.pick(_NAMES) if style == "weighted" else "same", "", condition)
 
@@ -157,7 +187,13 @@ def build_position(shape: Shape, draw: Draw) -> Program:
         else:
             text = (_HEADS[str(reduction)], mapping.single(here), tail, (" where ",), where)
         body: tuple[Node, ...] = (start, loop, Return(Code(out, out)))
-        return Program("position", (Function(f"{reduction}_{draw.pick(('rises', 'moves'))}", (p,), body),), text, ("numbers",), mapping.hints())
+        return Program(
+            "position",
+            (Function(f"{reduction}_{draw.pick(('rises', 'moves'))}", (p,), body),),
+            text,
+            ("numbers",),
+            mapping.hints(),
+        )
     condition = bind_condition(rest, "number", draw) if rest else None  # type: ignore[arg-type]
     pairs, items = Code(f"i, {v}", f"[i, {v}]"), Code(f"enumerate({p})", f"{p}.entries()")
     noun = (f"the numbers in {p}", f"the elements of {p}")
@@ -169,7 +205,11 @@ def build_position(shape: Shape, draw: Draw) -> Program:
         body = (For(pairs, items, filtered((Return(index),), condition, v)), Return(minus))
         text = (("the index of the first of ", "the first index of "), noun, *that, none)
     elif style == "last_index":
-        body = (Let("last", minus), For(pairs, items, filtered((Update("last", "=", index),), condition, v)), Return(Code("last", "last")))
+        body = (
+            Let("last", minus),
+            For(pairs, items, filtered((Update("last", "=", index),), condition, v)),
+            Return(Code("last", "last")),
+        )
         text = (("the index of the last of ", "the last index of "), noun, *that, none)
     elif style == "indices":
         assert condition is not None
@@ -178,15 +218,31 @@ def build_position(shape: Shape, draw: Draw) -> Program:
         body = (Return(Code(f"[i for i, {v} in enumerate({p}) if {test_code.py}]", js)),)
         text = (("a list of the indices of ", "the list of the indices of "), noun, *that)
     elif style == "indices_loop":
-        body = (Let("out", Code("[]", "[]")), For(pairs, items, filtered((Do(Code("out.append(i)", "out.push(i)")),), condition, v)), Return(Code("out", "out")))
+        body = (
+            Let("out", Code("[]", "[]")),
+            For(pairs, items, filtered((Do(Code("out.append(i)", "out.push(i)")),), condition, v)),
+            Return(Code("out", "out")),
+        )
         text = (("a list of the indices of ", "the list of the indices of "), noun, *that)
     else:
         value = mapping.code(v)
         simple = value.py == v or value.py.endswith(")")
-        product = Code(f"i * {value.py}", f"i * {value.js}") if simple else Code(f"i * ({value.py})", f"i * ({value.js})")
-        body = (Let("total", _ZERO), For(pairs, items, filtered((Update("total", "+=", product),), condition, v)), Return(Code("total", "total")))
+        product = (
+            Code(f"i * {value.py}", f"i * {value.js}") if simple else Code(f"i * ({value.py})", f"i * ({value.js})")
+        )
+        body = (
+            Let("total", _ZERO),
+            For(pairs, items, filtered((Update("total", "+=", product),), condition, v)),
+            Return(Code("total", "total")),
+        )
         text = (("the sum, each times its index, of ", "the index-weighted sum of "), mapping.plural(), noun, *that)
-    tag = {"first_index": "find", "last_index": "last", "indices": "where", "indices_loop": "where", "weighted": "weigh"}[str(style)]
+    tag = {
+        "first_index": "find",
+        "last_index": "last",
+        "indices": "where",
+        "indices_loop": "where",
+        "weighted": "weigh",
+    }[str(style)]
     name = f"{tag}_{condition.tag if condition else mapping.piece.tag or 'numbers'}"
     hints = (condition.hints() if condition else ()) + mapping.hints()
     return Program("position", (Function(name, (p,), body),), text, ("numbers",), hints)

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_dterm.data.microcode.conditions import Condition, ConditionShape, bind_condition, draw_condition
-from lightning_dterm.data.microcode.nodes import Count, For, Function, If, Let, Node, Program, Return, Update, Do
-from lightning_dterm.data.microcode.spec import (
-    CHARACTER_MAPS,
-    NUMBER_MAPS,
-    WORD_MAPS,
-    WORD_MEASURES,
-    Bound,
-    Code,
-    Draw,
-    Piece,
-    Segments,
-    bind,
-)
+from lightning_dterm.data.microcode.conditions import Condition, bind_condition, draw_condition
+from lightning_dterm.data.microcode.nodes import Count, Do, For, Function, If, Let, Node, Program, Return, Update
+from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind
+from lightning_dterm.data.microcode.text_pieces import CHARACTER_MAPS, WORD_MAPS, WORD_MEASURES
 
 Shape = tuple[object, ...]
 
@@ -39,14 +30,78 @@ _LISTS = (("xs", "x"), ("nums", "n"), ("values", "v"), ("numbers", "n"), ("data"
 SOURCES = {
     source.name: source
     for source in (
-        Source("list", "number", "numbers", _LISTS, ("the numbers in {p}", "the elements of {p}"), Code("{p}", "{p}"), "{p}"),
-        Source("range", "natural", "count", (("n", "i"), ("limit", "i"), ("n", "k"), ("top", "i")), ("the integers from 1 to {p}", "the numbers 1 to {p}"), Code("range(1, {p} + 1)", ""), "Array.from({{ length: {p} }}, (_, j) => j + 1)"),
-        Source("rest", "number", "numbers", _LISTS, ("the numbers in {p} after the first", "the elements of {p} from index 1 on"), Code("{p}[1:]", "{p}.slice(1)"), "{p}.slice(1)"),
-        Source("second", "number", "numbers", _LISTS, ("the numbers in {p} at even indices", "every second element of {p}"), Code("{p}[::2]", "{p}.filter((_, i) => i % 2 === 0)"), "{p}.filter((_, i) => i % 2 === 0)"),
-        Source("back", "number", "numbers", _LISTS, ("the numbers in {p} from last to first", "the elements of {p} in reverse"), Code("{p}[::-1]", "[...{p}].reverse()"), "[...{p}].reverse()"),
-        Source("table", "number", "table", (("d", "v"), ("scores", "v"), ("stock", "n"), ("prices", "v")), ("the values in {p}", "the values of dict {p}"), Code("{p}.values()", "Object.values({p})"), "Object.values({p})"),
-        Source("words", "word", "words", (("words", "w"), ("names", "s"), ("texts", "t"), ("words", "s")), ("the words in {p}", "the strings in {p}"), Code("{p}", "{p}"), "{p}"),
-        Source("string", "character", "string", (("s", "c"), ("text", "c"), ("line", "c"), ("text", "ch")), ("the characters of {p}", "the characters in {p}"), Code("{p}", "{p}"), "[...{p}]"),
+        Source(
+            "list",
+            "number",
+            "numbers",
+            _LISTS,
+            ("the numbers in {p}", "the elements of {p}"),
+            Code("{p}", "{p}"),
+            "{p}",
+        ),
+        Source(
+            "range",
+            "natural",
+            "count",
+            (("n", "i"), ("limit", "i"), ("n", "k"), ("top", "i")),
+            ("the integers from 1 to {p}", "the numbers 1 to {p}"),
+            Code("range(1, {p} + 1)", ""),
+            "Array.from({{ length: {p} }}, (_, j) => j + 1)",
+        ),
+        Source(
+            "rest",
+            "number",
+            "numbers",
+            _LISTS,
+            ("the numbers in {p} after the first", "the elements of {p} from index 1 on"),
+            Code("{p}[1:]", "{p}.slice(1)"),
+            "{p}.slice(1)",
+        ),
+        Source(
+            "second",
+            "number",
+            "numbers",
+            _LISTS,
+            ("the numbers in {p} at even indices", "every second element of {p}"),
+            Code("{p}[::2]", "{p}.filter((_, i) => i % 2 === 0)"),
+            "{p}.filter((_, i) => i % 2 === 0)",
+        ),
+        Source(
+            "back",
+            "number",
+            "numbers",
+            _LISTS,
+            ("the numbers in {p} from last to first", "the elements of {p} in reverse"),
+            Code("{p}[::-1]", "[...{p}].reverse()"),
+            "[...{p}].reverse()",
+        ),
+        Source(
+            "table",
+            "number",
+            "table",
+            (("d", "v"), ("scores", "v"), ("stock", "n"), ("prices", "v")),
+            ("the values in {p}", "the values of dict {p}"),
+            Code("{p}.values()", "Object.values({p})"),
+            "Object.values({p})",
+        ),
+        Source(
+            "words",
+            "word",
+            "words",
+            (("words", "w"), ("names", "s"), ("texts", "t"), ("words", "s")),
+            ("the words in {p}", "the strings in {p}"),
+            Code("{p}", "{p}"),
+            "{p}",
+        ),
+        Source(
+            "string",
+            "character",
+            "string",
+            (("s", "c"), ("text", "c"), ("line", "c"), ("text", "ch")),
+            ("the characters of {p}", "the characters in {p}"),
+            Code("{p}", "{p}"),
+            "[...{p}]",
+        ),
     )
 }
 
@@ -71,17 +126,70 @@ REDUCTIONS = {
         Reduction("sum", ("the sum of ", "the total of "), _NONE[:1], ("sum", "total"), ("int",)),
         Reduction("product", ("the product of ",), _NONE[:1], ("product",), ("int",), ("loop",)),
         Reduction("list", ("a list of ", "the list of "), _NONE[:1], ("list", "collect"), ("int", "str", "char")),
-        Reduction("max", ("the largest of ", "the maximum of "), (", or 0 if there are none",), ("max", "largest"), ("int",)),
-        Reduction("min", ("the smallest of ", "the minimum of "), (", or 0 if there are none",), ("min", "smallest"), ("int",)),
-        Reduction("first", ("the first of ",), (", or None if there are none",), ("first", "find"), ("int", "str", "char")),
-        Reduction("last", ("the last of ",), (", or None if there are none",), ("last",), ("int", "str", "char"), ("loop",)),
-        Reduction("sorted", ("a sorted list of ", "the ascending list of "), _NONE[:1], ("sorted", "ordered"), ("int", "str"), ("comprehension",)),
-        Reduction("descending", ("the descending list of ", "the list from high to low of "), _NONE[:1], ("descending",), ("int",), ("comprehension",)),
-        Reduction("lowest", ("the {k} smallest of ", "the ascending first {k} of "), _NONE[:1], ("lowest",), ("int",), ("comprehension",), (2, 4)),
-        Reduction("distinct", ("the number of distinct values among ", "how many different values are among "), _NONE[:1], ("distinct",), ("int", "str"), ("comprehension",)),
-        Reduction("join", ("the string made of ", "the concatenation of "), _NONE[:1], ("join", "concat"), ("str", "char")),
-        Reduction("dashed", ("the string with dashes between ", "the dash-joined string of "), _NONE[:1], ("dashed",), ("str", "char"), ("comprehension",)),
-        Reduction("longest", ("the first longest of ", "the earliest longest of "), (", or '' if there are none",), ("longest",), ("str",), ("comprehension",)),
+        Reduction(
+            "max", ("the largest of ", "the maximum of "), (", or 0 if there are none",), ("max", "largest"), ("int",)
+        ),
+        Reduction(
+            "min", ("the smallest of ", "the minimum of "), (", or 0 if there are none",), ("min", "smallest"), ("int",)
+        ),
+        Reduction(
+            "first", ("the first of ",), (", or None if there are none",), ("first", "find"), ("int", "str", "char")
+        ),
+        Reduction(
+            "last", ("the last of ",), (", or None if there are none",), ("last",), ("int", "str", "char"), ("loop",)
+        ),
+        Reduction(
+            "sorted",
+            ("a sorted list of ", "the ascending list of "),
+            _NONE[:1],
+            ("sorted", "ordered"),
+            ("int", "str"),
+            ("comprehension",),
+        ),
+        Reduction(
+            "descending",
+            ("the descending list of ", "the list from high to low of "),
+            _NONE[:1],
+            ("descending",),
+            ("int",),
+            ("comprehension",),
+        ),
+        Reduction(
+            "lowest",
+            ("the {k} smallest of ", "the ascending first {k} of "),
+            _NONE[:1],
+            ("lowest",),
+            ("int",),
+            ("comprehension",),
+            (2, 4),
+        ),
+        Reduction(
+            "distinct",
+            ("the number of distinct values among ", "how many different values are among "),
+            _NONE[:1],
+            ("distinct",),
+            ("int", "str"),
+            ("comprehension",),
+        ),
+        Reduction(
+            "join", ("the string made of ", "the concatenation of "), _NONE[:1], ("join", "concat"), ("str", "char")
+        ),
+        Reduction(
+            "dashed",
+            ("the string with dashes between ", "the dash-joined string of "),
+            _NONE[:1],
+            ("dashed",),
+            ("str", "char"),
+            ("comprehension",),
+        ),
+        Reduction(
+            "longest",
+            ("the first longest of ", "the earliest longest of "),
+            (", or '' if there are none",),
+            ("longest",),
+            ("str",),
+            ("comprehension",),
+        ),
         Reduction("count", ("how many of ", "the count of those of "), _NONE[:1], ("count", "how_many"), ("test",)),
         Reduction("any", ("whether any of ", "whether at least one of "), _NONE[:1], ("any", "has"), ("test",)),
         Reduction("all", ("whether all of ", "whether every one of "), _NONE[:1], ("all", "only"), ("test",)),
@@ -113,7 +221,6 @@ _SOURCE_NAMES = ("list", "list", "list", "range", "table", "words", "words", "st
 _SLICED = ("rest", "second", "back")
 
 
-
 def draw_pipeline(draw: Draw) -> Shape:
     """The structural choices: source, style, reduction, mapping, condition."""
     source = SOURCES[draw.pick(_SLICED if draw.chance(0.12) else _SOURCE_NAMES)]
@@ -127,7 +234,9 @@ def draw_pipeline(draw: Draw) -> Shape:
     return ("pipeline", source.name, draw.pick(reduction.styles), reduction.name, mapping, condition)
 
 
-def segments(source: Source, parameter: str, reduction: Reduction, mapping: Bound, condition: Condition | None, k: int) -> Segments:
+def segments(
+    source: Source, parameter: str, reduction: Reduction, mapping: Bound, condition: Condition | None, k: int
+) -> Segments:
     """The description of a pipeline."""
     head = tuple(text.format(k=k) for text in reduction.text)
     noun = tuple(text.format(p=parameter) for text in source.noun)
@@ -151,7 +260,9 @@ def over(source: Source, parameter: str, variable: str, body: tuple[Node, ...]) 
     return For(Code(variable, variable), iterable, body)
 
 
-def loop_body(name: str, source: Source, p: str, v: str, value: Code, condition: Condition | None, draw: Draw) -> tuple[Node, ...]:
+def loop_body(
+    name: str, source: Source, p: str, v: str, value: Code, condition: Condition | None, draw: Draw
+) -> tuple[Node, ...]:
     """The statements of a pipeline written as a loop."""
 
     def loop(*nodes: Node) -> Node:
@@ -209,7 +320,9 @@ _SIMPLE = {
 }
 
 
-def comprehension_body(name: str, g: str, c: str, v: str, k: int, words: bool, condition: Condition | None) -> tuple[Node, ...]:
+def comprehension_body(
+    name: str, g: str, c: str, v: str, k: int, words: bool, condition: Condition | None
+) -> tuple[Node, ...]:
     """The statements of a pipeline written as one expression."""
     if name in _SIMPLE:
         py, js = _SIMPLE[name]

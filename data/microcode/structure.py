@@ -22,6 +22,8 @@ def _shape(node: ast.AST) -> str:
     fields = _FIELDS.get(kind)
     if fields is None:
         fields = _FIELDS[kind] = tuple(field for field in kind._fields if field not in _IGNORED)
+    if not fields:
+        return kind.__name__
     parts: list[str] = []
     for field in fields:
         value = getattr(node, field, None)
@@ -51,12 +53,20 @@ def structure_key(source: str) -> str:
     Raises:
         SyntaxError: ``source`` is not Python.
     """
+    return structure(source)[0]
+
+
+def structure(source: str) -> tuple[str, int]:
+    """The structure key of ``source`` and the number of syntax-tree nodes that enter it, as a measure of difficulty."""
     tree = ast.parse(source)
-    shape = ",".join(_shape(statement) for statement in tree.body)
-    return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest()
+    shape = ",".join([_shape(statement) for statement in tree.body])
+    nodes = shape.count("(") + shape.count("_") + shape.count("#")
+    return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest(), nodes
 
 
 def split_of(key: str) -> str:
     """The split that holds every program of structure ``key``: 80% train, 10% validation, 10% test."""
-    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4, person=b"microcode-split").digest(), "big") % 10
+    bucket = (
+        int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4, person=b"microcode-split").digest(), "big") % 10
+    )
     return "train" if bucket < 8 else "validation" if bucket == 8 else "test"

@@ -175,16 +175,10 @@ def _components(
     parts = (weight * scores)[:, :, None] * uniform[:, None, :]
     if mode == "dense":
         for row, spans_of in enumerate(evidence):
-            if not counts[row]:
-                continue
-            for column, name in enumerate(component_names):
-                spans = spans_of.get(name, ())
-                if not spans or not weight[row, column]:
-                    continue
-                blame = _blame(spans, code_spans[row], starts[row], ends[row], code[row])
-                if blame is not None:
-                    loss = 1.0 - scores[row, column]
-                    parts[row, column] = weight[row, column] * (uniform[row] - loss * blame)
+            if counts[row] and spans_of:
+                columns, blame = _blame(spans_of, component_names, code_spans[row], starts[row], ends[row], code[row])
+                loss = 1.0 - scores[row, columns, None]
+                parts[row, columns] = weight[row, columns, None] * (uniform[row] - loss * blame)
     if length_normalize:
         parts *= _length_factor(counts.squeeze(-1), reference_length)[:, None, None]
     return parts
@@ -225,25 +219,34 @@ def _code_overlap(starts: Tensor, ends: Tensor, code_spans: Sequence[Sequence[Ch
 
 
 def _blame(
-    spans: Sequence[Span], code_spans: Sequence[CharSpan], starts: Tensor, ends: Tensor, code: Tensor
-) -> Tensor | None:
-    """``[T]`` shares of the blame, summing to 1; None where no span with a positive weight meets a code token."""
+    spans_of: Mapping[str, Sequence[Span]],
+    component_names: Sequence[str],
+    code_spans: Sequence[CharSpan],
+    starts: Tensor,
+    ends: Tensor,
+    code: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Columns ``[c]`` of one sample's components whose evidence meets a code token, and shares ``[c, T]`` (sum 1)."""
     weights: list[float] = []
+    owners: list[int] = []  # the column of each weight
     pieces: list[tuple[int, int, int]] = []  # (index into weights, start, end): the spans clipped to code
-    for span in spans:
-        clipped = [(max(span.start, low), min(span.end, high)) for low, high in code_spans]
-        inside = [(low, high) for low, high in clipped if low < high]
-        if inside and span.weight > 0:
-            pieces += [(len(weights), low, high) for low, high in inside]
-            weights.append(span.weight)
-    if not pieces:
-        return None
-    bounds = torch.tensor(pieces, dtype=torch.int64)
+    for column, name in enumerate(component_names):
+        largest = max((span.weight for span in spans_of.get(name, ())), default=0.0)
+        for span in spans_of.get(name, ()):
+            clipped = [(max(span.start, low), min(span.end, high)) for low, high in code_spans]
+            inside = [(low, high) for low, high in clipped if low < high]
+            if inside and span.weight > 0:
+                pieces += [(len(weights), low, high) for low, high in inside]
+                weights.append(span.weight / largest)  # only ratios matter, and sums must not overflow
+                owners.append(column)
+    bounds = torch.tensor(pieces, dtype=torch.int64).reshape(-1, 3)
     overlap = torch.minimum(ends, bounds[:, 2, None]) - torch.maximum(starts, bounds[:, 1, None])
     overlap = overlap.clamp(min=0).double() * code  # [pieces, T]
     per_span = overlap.new_zeros(len(weights), len(starts)).index_add_(0, bounds[:, 0], overlap)
-    total = per_span.sum(-1, keepdim=True)
-    share = per_span / total.clamp(min=1)
-    blame = (share * torch.tensor(weights, dtype=torch.float64)[:, None]).sum(0)
-    mass = blame.sum()
-    return blame / mass if mass > 0 else None
+    share = per_span / per_span.sum(-1, keepdim=True).clamp(min=1)
+    weighted = share * torch.tensor(weights, dtype=torch.float64)[:, None]
+    blame = weighted.new_zeros(len(component_names), len(starts))
+    blame.index_add_(0, torch.tensor(owners, dtype=torch.int64), weighted)
+    mass = blame.sum(-1, keepdim=True)
+    columns = (mass.squeeze(-1) > 0).nonzero().squeeze(-1)
+    return columns, blame[columns] / mass[columns]

@@ -108,9 +108,8 @@ class Hypernetwork(nn.Module):
             nn.GELU(),
             nn.Linear(hidden, hidden),
             nn.GELU(),
-            nn.Linear(hidden, len(prior)),
+            last := nn.Linear(hidden, len(prior)),
         )
-        last = self.mlp[-1]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 

@@ -19,7 +19,7 @@ from lightning_dterm.metrics.bootstrap import RESAMPLES, percentile_interval, re
 from lightning_dterm.types import TaskType
 
 FIGURES = ("success", "exact_match", "bleu", "compile_rate", "lint_per_100_lines", "length", "truncated")
-"""What is reported per task type, in the table's order. ``bleu`` is in [0, 100], ``length`` in tokens, rates in [0, 1]."""
+"""What is reported per task type, in the table's order: ``bleu`` in [0, 100], ``length`` in tokens, rates in [0, 1]."""
 
 _RATIOS = tuple(name for name in FIGURES if name != "bleu")
 _COLUMNS = ("key", "task_type", "infrastructure", "success", "exact_match", "compiles", "violations", "lines", "length")

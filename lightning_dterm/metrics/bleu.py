@@ -66,7 +66,7 @@ def bleu_from_statistics(
             precision = matches / np.maximum(possible, 1.0)
         # exp(1 - inf) = 0: an empty output earns nothing, though smoothing makes each of its precisions 1.
         brevity = np.minimum(1.0 - wanted / found, 0.0)
-        return 100.0 * np.exp(np.log(precision).mean(axis=-1) + brevity)
+        return np.asarray(100.0 * np.exp(np.log(precision).mean(axis=-1) + brevity), dtype=np.float64)
 
 
 def corpus_bleu(completions: Sequence[str], references: Sequence[str], smooth: bool = True) -> float:

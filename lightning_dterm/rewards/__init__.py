@@ -1,0 +1,14 @@
+"""Reward components and the suite that runs them."""
+
+from lightning_dterm.rewards.base import FunctionReward, RewardComponent
+from lightning_dterm.rewards.compile import CompileReward
+from lightning_dterm.rewards.efficiency import EfficiencyReward
+from lightning_dterm.rewards.similarity import SimilarityReward
+from lightning_dterm.rewards.style import StyleReward
+from lightning_dterm.rewards.suite import RewardFailure, RewardSuite, SuiteResult
+from lightning_dterm.rewards.tests import TestsReward
+
+__all__ = [
+    "CompileReward", "EfficiencyReward", "FunctionReward", "RewardComponent", "RewardFailure", "RewardSuite",
+    "SimilarityReward", "StyleReward", "SuiteResult", "TestsReward",
+]  # fmt: skip

@@ -42,17 +42,17 @@ class RewardComponent(ABC):
         Values lie in [0, 1]; an empty program gets 0. Hidden tests must not be read.
         """
 
-    def setup(self, sandbox: Sandbox | None = None) -> None:
+    def setup(self, sandbox: Sandbox | None = None) -> None:  # noqa: B027 - optional hook
         """Called once before the first :meth:`score`; ``sandbox`` is the run's, for components that execute more."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - optional hook
         """Release what :meth:`setup` took."""
 
     def state_dict(self) -> dict[str, Any]:
         """State to carry through a checkpoint, plain data and tensors only; none by default."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional hook
         """Restore :meth:`state_dict`'s state."""
 
 

@@ -18,8 +18,7 @@ PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 
 SIGKILL, ENOSYS, EPERM = 9, 38, 1
 CLONE_THREAD = 0x10000
 
-# Special-cased: clone, clone3, kill, tgkill, prlimit64, fcntl. Denied outright: the rest.
-_SPECIAL = ("clone", "clone3", "kill", "tgkill", "prlimit64", "fcntl")
+# clone, clone3, kill, tgkill, prlimit64 and fcntl are checked by argument; the rest are denied outright.
 _NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
         "clone": 56, "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "fcntl": 72, "ptrace": 101, "pivot_root": 155,
@@ -189,36 +188,51 @@ def _library_rules(path: str) -> list[tuple[str, int]]:
 _PID_MARK = 0x7A57_11ED  # stands for the child's own pid until it is known
 
 
+_Line = tuple[int, str, str, int]  # operation, label if true, label if false ("" = next line), operand
+
+
 def build_filter(machine: str) -> bytes:
     """Assemble the seccomp program for ``machine`` (``x86_64`` or ``aarch64``); the own pid is a placeholder.
 
-    The layout is head, deny-list, one block per argument-checked call, and the four verdicts at the end.
+    The layout is head, a search tree over the system calls that are not simply allowed (half the cost of a list), one
+    block per argument-checked call, and the four verdicts at the end.
     """
     numbers = {**_NUMBERS[machine], **_SHARED}
-    denied = sorted(number for name, number in numbers.items() if name not in _SPECIAL)
-    blocks: dict[str, list[tuple[int, str, str, int]]] = {
-        "clone": [(_LOAD, "", "", 16), (_JSET, "allow", "deny", CLONE_THREAD)],
-        "self": [(_LOAD, "", "", 16), (_JEQ, "allow", "deny", _PID_MARK)],
-        "limits": [(_LOAD, "", "", 16), (_JEQ, "allow", "deny", 0)],
-        "fcntl": [(_LOAD, "", "", 24), *[(_JEQ, "deny", "", k) for k in (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX)]],
-    }
-    blocks["fcntl"].append((_RET, "", "", _ALLOW))
-    head = [(_LOAD, "", "", 4), (_JEQ, "", "kill", _AUDIT_ARCH[machine]), (_LOAD, "", "", 0)]
-    head.append((_JGE, "deny", "", 0x40000000))
-    routes = {"clone": "clone", "clone3": "nosys", "kill": "self", "tgkill": "self", "prlimit64": "limits"}
-    head += [(_JEQ, target, "", numbers[name]) for name, target in {**routes, "fcntl": "fcntl"}.items()]
-    lines = head + [(_JEQ, "deny", "", number) for number in denied] + [(_RET, "", "", _ALLOW)]
-    labels: dict[str, int] = {}
-    for name, block in blocks.items():
-        labels[name] = len(lines)
-        lines += block
-    for name, verdict in {"allow": _ALLOW, "deny": _ERRNO | EPERM, "nosys": _ERRNO | ENOSYS, "kill": _KILL}.items():
-        labels[name] = len(lines)
-        lines.append((_RET, "", "", verdict))
+    special = {"clone": "clone", "clone3": "nosys", "kill": "self", "tgkill": "self", "prlimit64": "limits"}
+    routes = sorted((number, {**special, "fcntl": "fcntl"}.get(name, "deny")) for name, number in numbers.items())
+    lines: list[tuple[str, _Line]] = [
+        ("", (_LOAD, "", "", 4)), ("", (_JEQ, "", "kill", _AUDIT_ARCH[machine])), ("", (_LOAD, "", "", 0)),
+        ("", (_JGE, "deny", "", 0x40000000)),
+    ]  # fmt: skip
+    lines += _search_tree(routes)
+    own = [(_LOAD, "", "", 16), (_JEQ, "allow", "deny", _PID_MARK)]
+    limits = [(_LOAD, "", "", 16), (_JEQ, "allow", "deny", 0)]
+    threads = [(_LOAD, "", "", 16), (_JSET, "allow", "deny", CLONE_THREAD)]
+    owners = [(_JEQ, "deny", "", command) for command in (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX)]
+    fcntl = [(_LOAD, "", "", 24), *owners, (_RET, "", "", _ALLOW)]
+    for label, block in {"clone": threads, "self": own, "limits": limits, "fcntl": fcntl}.items():
+        lines += [(label if index == 0 else "", line) for index, line in enumerate(block)]
+    verdicts = {"allow": _ALLOW, "deny": _ERRNO | EPERM, "nosys": _ERRNO | ENOSYS, "kill": _KILL}
+    lines += [(label, (_RET, "", "", verdict)) for label, verdict in verdicts.items()]
+    return _link(lines)
+
+
+def _search_tree(routes: list[tuple[int, str]], label: str = "") -> list[tuple[str, _Line]]:
+    """Compare-and-jump lines that find a number's label; a number not listed is allowed."""
+    middle = len(routes) // 2
+    if middle == 0:
+        return [(label, (_JEQ, routes[0][1], "allow", routes[0][0]))]
+    right = f"from {routes[middle][0]}"
+    head = (label, (_JGE, right, "", routes[middle][0]))
+    return [head, *_search_tree(routes[:middle]), *_search_tree(routes[middle:], right)]
+
+
+def _link(lines: list[tuple[str, _Line]]) -> bytes:
+    labels = {label: index for index, (label, _) in enumerate(lines) if label}
     code = b""
-    for index, (operation, yes, no, value) in enumerate(lines):
+    for index, (_, (operation, yes, no, operand)) in enumerate(lines):
         jumps = [labels[target] - index - 1 if target else 0 for target in (yes, no)]
-        code += struct.pack("=HBBI", operation, *jumps, value)
+        code += struct.pack("=HBBI", operation, *jumps, operand)
     return code
 
 

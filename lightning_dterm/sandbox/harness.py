@@ -83,8 +83,6 @@ def child_main(connection: socket.socket, guard: Guard, parent: int, limits: tup
         nonce, cost_pass, program, entry_point, calls = wire.loads(_read(connection, size))
         channel = Channel(connection, bytes.fromhex(nonce))
         os.chdir(cwd)
-        for number in (signal.SIGXFSZ, signal.SIGPIPE, signal.SIGPROF):
-            signal.signal(number, signal.SIG_DFL)
         guard.enter(parent, *limits)
         os.closerange(3, connection.fileno())
         os.closerange(connection.fileno() + 1, 1024)
@@ -101,14 +99,11 @@ def child_main(connection: socket.socket, guard: Guard, parent: int, limits: tup
 
 
 def _arrange_descriptors() -> None:
-    """Make 0 empty, and 1 and 2 a sink in memory that RLIMIT_FSIZE caps."""
+    """Make 1 and 2 a sink in memory that RLIMIT_FSIZE caps; 0 is the zygote's own /dev/null."""
     sink = os.memfd_create("output")
-    empty = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(empty, 0)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     os.close(sink)
-    os.close(empty)
 
 
 def _read(connection: socket.socket, size: int) -> bytes:
@@ -185,9 +180,9 @@ def _describe(error: BaseException) -> list[Any]:
 def compile_program(program: str, canonical: bool = False) -> tuple[types.CodeType | None, list[list[Any]]]:
     """Compile, and on failure look for further errors.
 
-    CPython stops at the first error. Further ones are found by blanking the offending line (keeping its indentation
-    and a ``pass``) and compiling again, until it compiles, an error falls on a line already blanked, or
-    :data:`MAX_COMPILE_ERRORS` are found.
+    CPython stops at the first error. Further ones are found by blanking the offending line (keeping its indentation,
+    and ``pass``, or a sound header of its kind where a block follows) and compiling again, until it compiles, an
+    error falls on a line already blanked, or :data:`MAX_COMPILE_ERRORS` are found.
 
     Args:
         program: Source text.
@@ -217,7 +212,21 @@ def compile_program(program: str, canonical: bool = False) -> tuple[types.CodeTy
             break
         errors.append(found)
         blanked.add(line)
-        text = lines[line - 1]
-        lines[line - 1] = text[: len(text) - len(text.lstrip())] + "pass"
+        lines[line - 1] = _blank(lines, line - 1)
         source = "\n".join(lines)
     return None, errors
+
+
+_HEADERS = {"def": "def _():", "async": "async def _():", "class": "class _:", "for": "while 1:", "while": "while 1:",
+            "try": "try:", "except": "except Exception:", "finally": "finally:", "else": "else:", "elif": "elif 1:"}  # fmt: skip
+
+
+def _blank(lines: list[str], index: int) -> str:
+    """What replaces an offending line, so that the lines after it are not errors because of it."""
+    text = lines[index]
+    indent = text[: len(text) - len(text.lstrip())]
+    following = next((line for line in lines[index + 1 :] if line.strip()), "")
+    if len(following) - len(following.lstrip()) <= len(indent):
+        return indent + "pass"
+    words = text.replace(":", " ").replace("(", " ").split()
+    return indent + _HEADERS.get(words[0] if words else "", "if 1:")

@@ -32,8 +32,8 @@ class Sandbox:
     no other processes, programs, sockets, signals to or limits of others, tracing or namespaces (seccomp deny-list); no
     file outside the standard library and shared objects can be opened for reading, none outside a scratch folder
     (emptied after every program) can be written (Landlock); no process outlives its program, and no worker outlives
-    the trainer, not even after SIGKILL. It does **not** guarantee: safety against kernel bugs (run the worker in a VM or gVisor
-    for that), an own user, network or process namespace, a total limit on scratch space, or a line count
+    the trainer, not even after SIGKILL. It does **not** guarantee: safety against kernel bugs (for that run the worker
+    in a VM or gVisor), an own user, network or process namespace, a total limit on scratch space, or a line count
     (:attr:`Result.cost`) that a program which goes after its own tracer cannot lower. On a kernel that
     grants less, :class:`SandboxUnavailable` is raised at the first run unless ``allow_missing`` names the fence, and
     the level then says what is missing.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any
+from typing import Any, NoReturn
 
 MAX_DEPTH = 64
 MAX_FRAME = 1 << 20
@@ -26,6 +26,9 @@ REPLY = struct.Struct("!QiddQB")  # number, wait status, cpu_s, wall_s, peak byt
 TIMED_OUT, STOPPED, NOT_STARTED = 1, 2, 4
 
 ACCEPTED, COMPILED, LOADED, TEST, DONE = b"A", b"C", b"L", b"T", b"D"
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)  # encode() bounds the depth
 
 
 class Refused(ValueError):
@@ -43,9 +46,13 @@ def encode(value: Any, depth: int = 0) -> Any:
         Refused: not plain data, or nested deeper than :data:`MAX_DEPTH` (cyclic data included).
     """
     kind = type(value)
-    if value is None or kind is bool or kind is str or kind is float:
+    if value is None or kind is bool or kind is float:
         return value
+    if kind is str:
+        return value if len(value) <= MAX_FRAME else _too_large()
     if kind is int:
+        if value.bit_length() > MAX_FRAME:
+            return _too_large()
         return value if -(1 << 60) < value < 1 << 60 else ["i", hex(value)]
     if depth >= MAX_DEPTH:
         raise Refused(f"nested deeper than {MAX_DEPTH}")
@@ -58,8 +65,12 @@ def encode(value: Any, depth: int = 0) -> Any:
     if kind is dict:
         return ["d", *[encode(part, depth + 1) for pair in value.items() for part in pair]]
     if kind is bytes:
-        return ["b", value.hex()]
+        return ["b", value.hex()] if len(value) <= MAX_FRAME else _too_large()
     return encode(_demote(value, kind), depth)
+
+
+def _too_large() -> NoReturn:
+    raise Refused("value too large")
 
 
 def _demote(value: Any, kind: type) -> Any:
@@ -132,7 +143,7 @@ def _small_int(digits: str) -> int:
 
 def dumps(data: Any) -> bytes:
     """JSON bytes of an encoded value (ASCII, so lone surrogates survive)."""
-    return json.dumps(data, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(data).encode("ascii")
 
 
 def loads(payload: bytes) -> Any:

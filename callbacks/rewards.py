@@ -1,0 +1,136 @@
+"""Reward computation as a Lightning callback: fills samples, scores, evidence and outcome of a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from lightning_dterm.hooks import RolloutCallback
+from lightning_dterm.rewards import (
+    CompileReward,
+    EfficiencyReward,
+    RewardComponent,
+    RewardSuite,
+    SimilarityReward,
+    StyleReward,
+    SuiteResult,
+    TestsReward,
+)
+from lightning_dterm.sandbox import Limits, Sandbox
+from lightning_dterm.types import Rollout, Sample
+
+Extractor = Callable[[str, str], Sequence[tuple[int, int]]]
+
+
+def default_components() -> list[RewardComponent]:
+    """The five sub-rewards of DTERM: compile, tests, similarity, style, efficiency."""
+    return [CompileReward(), TestsReward(), SimilarityReward(), StyleReward(), EfficiencyReward()]
+
+
+class RewardComputation(RolloutCallback):
+    """Scores every completion of a rollout with every component, on ``on_rollout_end``.
+
+    Each process scores its own samples, in its own sandbox. Counts of samples and failures are part of the
+    checkpoint, per rank.
+
+    Args:
+        components: Reward components in column order; default: the five of DTERM.
+        sandbox_slots: Programs run at a time; default: the cores this process may use.
+        limits: Limits of each program.
+        allow_missing: Isolation fences that may be missing, see :class:`lightning_dterm.sandbox.Sandbox`.
+        max_failures: Share of failed scores of one component, over the last ``window``, that stops the run.
+        window: Scores remembered per component.
+        extractor: ``(text, language) -> ((start, end), ...)``, which parts of a completion are code; default:
+            :func:`lightning_dterm.attribution.extract.extract_code`.
+    """
+
+    def __init__(
+        self,
+        components: list[RewardComponent] | None = None,
+        sandbox_slots: int | None = None,
+        limits: Limits | None = None,
+        allow_missing: Sequence[str] = (),
+        max_failures: float = 0.25,
+        window: int = 512,
+        extractor: Extractor | None = None,
+    ) -> None:
+        self._sandbox = Sandbox(sandbox_slots, limits, allow_missing)
+        self._extractor = extractor
+        chosen = default_components() if components is None else components
+        self.suite = RewardSuite(chosen, self._sandbox, max_failures, window)
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Names of the components, in the order of the score columns."""
+        return self.suite.names
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Set up components and start the sandbox's workers, so that missing isolation is reported before training."""
+        if self._extractor is None:
+            from lightning_dterm.attribution.extract import extract_code
+
+            self._extractor = extract_code
+        self.suite.setup()
+        self._sandbox.run("", None)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Close components and end the sandbox's workers."""
+        self.suite.close()
+        self._sandbox.close()
+
+    def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+        """Fill ``samples``, ``component_names``, ``scores``, ``evidence``, ``outcome`` and metrics of the rollout."""
+        rollout.samples = self.make_samples(rollout)
+        result = self.suite.score(rollout.samples)
+        device = rollout.response_ids.device
+        rollout.component_names = result.names
+        rollout.scores, rollout.outcome = result.scores.to(device), result.outcome.to(device)
+        rollout.evidence = result.evidence
+        rollout.metrics.update(reward_metrics(result))
+
+    def make_samples(self, rollout: Rollout) -> list[Sample]:
+        """One sample per completion, with its code located."""
+        if self._extractor is None:
+            raise RuntimeError("RewardComputation.setup was not called: there is no extractor yet.")
+        finished = rollout.finished.tolist()
+        samples = []
+        for task, text, ended in zip(rollout.tasks, rollout.texts, finished, strict=True):
+            spans = tuple((int(start), int(end)) for start, end in self._extractor(text, task.language))
+            samples.append(Sample(task, text, spans, truncated=not ended))
+        return samples
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts of every rank: Lightning writes rank 0's state only, so ranks are gathered here (a collective)."""
+        own = self.suite.state_dict()
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return {"ranks": [own]}
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, own)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore this rank's state; a rank that the checkpoint did not have starts afresh."""
+        ranks = state_dict["ranks"]
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        if rank < len(ranks):
+            self.suite.load_state_dict(ranks[rank])
+
+
+def reward_metrics(result: SuiteResult) -> dict[str, float]:
+    """Scalars of one batch: mean over applicable samples, share applicable, failures and seconds per component."""
+    metrics: dict[str, float] = {"time/reward_execution": result.seconds["execution"]}
+    applicable = ~torch.isnan(result.scores)
+    for column, name in enumerate(result.names):
+        if applicable[:, column].any():
+            metrics[f"reward/{name}"] = result.scores[applicable[:, column], column].mean().item()
+        metrics[f"reward_applicable/{name}"] = applicable[:, column].float().mean().item()
+        metrics[f"reward_failures/{name}"] = float(result.failures[name])
+        metrics[f"time/reward_{name}"] = result.seconds[name]
+    known = ~torch.isnan(result.outcome)
+    if known.any():
+        metrics["reward/outcome"] = result.outcome[known].mean().item()
+    return metrics

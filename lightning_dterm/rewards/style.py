@@ -1,0 +1,142 @@
+"""Coding style from Ruff's diagnostics, one Ruff process per batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_dterm.rewards.base import RewardComponent, is_empty, line_starts, position_span
+from lightning_dterm.types import CodeTask, RewardResult, Sample
+
+DEFAULT_SELECT = ("E", "F", "W", "B", "S")
+# assert is what tests are made of; a completion need not end in a newline.
+DEFAULT_IGNORE = ("S101", "W292")
+# Longest prefix wins. F and B mean likely bugs, S security, E and W layout.
+DEFAULT_SEVERITY: Mapping[str, float] = {"E": 0.5, "W": 0.25, "F": 1.0, "B": 1.0, "S": 1.0}
+_SYNTAX = (None, "invalid-syntax", "E999")
+_TIMEOUT_S = 120.0
+
+
+class StyleReward(RewardComponent):
+    """``1 - min(1, sum of severities / code lines)``: 1 without a violation, never higher with one more.
+
+    Only violations that start inside the completion count (not those in ``task.prefix``); code lines are the
+    completion's lines that are neither blank nor only a comment (at least 1). ``# noqa`` comments are ignored, so a
+    program cannot excuse itself. A program that does not parse (or that crashes Ruff) gets 0. Evidence: each
+    violation's own span, weighted by its severity. Python only.
+
+    Args:
+        name: Column name.
+        select: Ruff rules or prefixes.
+        ignore: Rules left out.
+        severity: Rule prefix to severity in [0, 1], the longest prefix wins; 1 where none fits.
+        line_length: For E501.
+
+    Raises:
+        RuntimeError: Ruff is not installed.
+    """
+
+    def __init__(
+        self,
+        name: str = "style",
+        select: Sequence[str] = DEFAULT_SELECT,
+        ignore: Sequence[str] = DEFAULT_IGNORE,
+        severity: Mapping[str, float] | None = None,
+        line_length: int = 88,
+    ) -> None:
+        self.name = name
+        self.severity = dict(DEFAULT_SEVERITY if severity is None else severity)
+        if bad := {rule: value for rule, value in self.severity.items() if not 0 <= value <= 1}:
+            raise ValueError(f"StyleReward: severities must lie in [0, 1], got {bad}.")
+        version = f"py{sys.version_info.major}{sys.version_info.minor}"
+        self._command = [
+            _find_ruff(), "check", "--isolated", "--no-cache", "--no-respect-gitignore", "--ignore-noqa", "--quiet",
+            "--output-format", "json", "--target-version", version, "--line-length", str(line_length),
+            "--select", ",".join(select), "--ignore", ",".join(ignore),
+        ]  # fmt: skip
+
+    def applies_to(self, task: CodeTask) -> bool:
+        """Python tasks."""
+        return task.language == "python"
+
+    def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
+        """Lint all programs in one Ruff process and score each."""
+        programs = [sample.program for sample in samples if not is_empty(sample)]
+        found = iter(self._lint(programs))
+        return [RewardResult(0.0) if is_empty(sample) else self._score(sample, next(found)) for sample in samples]
+
+    def severity_of(self, code: str) -> float:
+        """Severity of a rule such as ``F401``."""
+        matches = [prefix for prefix in self.severity if code.startswith(prefix)]
+        return self.severity[max(matches, key=len)] if matches else 1.0
+
+    def _score(self, sample: Sample, diagnostics: list[dict[str, Any]] | None) -> RewardResult:
+        if diagnostics is None:
+            return RewardResult(0.0, details={"crashed_ruff": True})
+        syntax = [item for item in diagnostics if item["code"] in _SYNTAX]
+        program, starts = sample.program, line_starts(sample.program)
+        spans, codes = [], []
+        for item in syntax or diagnostics:
+            weight = 1.0 if syntax else self.severity_of(item["code"])
+            ends = [(item[key]["row"], item[key]["column"]) for key in ("location", "end_location")]
+            span = position_span(program, starts, ends[0], ends[1], weight)
+            if span.start >= len(sample.task.prefix) and weight > 0:
+                spans.append(span)
+                codes.append(item["code"])
+        if syntax:
+            return RewardResult(0.0, tuple(spans), {"syntax_error": True})
+        lines = code_lines(sample.code)
+        value = 1.0 - min(1.0, sum(span.weight for span in spans) / lines)
+        return RewardResult(value, tuple(spans), {"violations": tuple(codes), "code_lines": lines})
+
+    def _lint(self, programs: Sequence[str]) -> list[list[dict[str, Any]] | None]:
+        """Diagnostics of each program; None for one that crashes Ruff (it aborts on extreme nesting)."""
+        if not programs:
+            return []
+        found = self._run_ruff(programs)
+        if found is not None:
+            return found
+        if len(programs) == 1:
+            return [None]
+        half = len(programs) // 2
+        return self._lint(programs[:half]) + self._lint(programs[half:])
+
+    def _run_ruff(self, programs: Sequence[str]) -> list[list[dict[str, Any]] | None] | None:
+        with tempfile.TemporaryDirectory(prefix="lightning-dterm-style-") as folder:
+            for index, program in enumerate(programs):
+                path = Path(folder, f"{index}.py")
+                path.write_bytes(program.encode("utf-8", "replace"))
+            done = subprocess.run(
+                [*self._command, "."], cwd=folder, capture_output=True, timeout=_TIMEOUT_S, check=False
+            )
+        if done.returncode < 0 or done.returncode >= 128 or b"panicked" in done.stderr:
+            return None
+        if done.returncode not in (0, 1):
+            message = done.stderr.decode("utf-8", "replace").strip()[-500:]
+            raise RuntimeError(f"{self.name}: ruff failed with exit code {done.returncode}: {message}")
+        found: list[list[dict[str, Any]] | None] = [[] for _ in programs]
+        for item in json.loads(done.stdout):
+            diagnostics = found[int(Path(item["filename"]).stem)]
+            assert diagnostics is not None
+            diagnostics.append(item)
+        return found
+
+
+def code_lines(code: str) -> int:
+    """Lines that are neither blank nor only a comment, at least 1."""
+    stripped = (line.strip() for line in code.replace("\r", "\n").split("\n"))
+    return max(1, sum(bool(line) and not line.startswith("#") for line in stripped))
+
+
+def _find_ruff() -> str:
+    try:
+        from ruff import find_ruff_bin
+
+        return str(find_ruff_bin())
+    except (ImportError, FileNotFoundError) as error:
+        raise RuntimeError("StyleReward needs the ruff executable: pip install ruff.") from error
