@@ -18,7 +18,7 @@ TORCH := torch==2.13.0
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
-SUMMARY := runs/quickstart/summary.json
+QUICKSTART := runs/quickstart
 
 # Several threads slow small CPU models down (they wait for one another); tokenizers' own threads fork badly.
 export OMP_NUM_THREADS ?= 1
@@ -55,13 +55,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet -c constraints.txt --editable '.[dev]'
 	@touch $@
 
+# A finished run is shown again, an interrupted one resumed.
 quickstart: $(STAMP)
-	@if [ -f $(SUMMARY) ]; then \
-	  echo "quickstart has already run; to run it anew: rm -r runs/quickstart && make quickstart"; \
+	@if [ -f $(QUICKSTART)/summary.json ]; then \
+	  $(PY) -m lightning_dterm.cli summary $(QUICKSTART)/summary.json; \
+	  echo "this run was already there; to run anew: rm -r $(QUICKSTART) && make quickstart"; \
 	else \
-	  $(PY) train.py fit --config configs/quickstart.yaml $(QUICKSTART_ARGS); \
+	  resume=""; last=$(QUICKSTART)/checkpoints/last.ckpt; \
+	  if [ -f "$$last" ]; then echo "resuming the interrupted run from $$last"; resume="--ckpt_path $$last"; fi; \
+	  $(PY) train.py fit --config configs/quickstart.yaml $$resume $(QUICKSTART_ARGS); \
+	  [ -f $(QUICKSTART)/summary.json ] || { echo "stopped before the end; make quickstart goes on from there" >&2; exit 1; }; \
 	fi
-	@$(PY) -m lightning_dterm.cli summary $(SUMMARY)
 
 test: $(STAMP)
 	$(PY) -m pytest $(PYTEST_ARGS)

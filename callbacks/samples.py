@@ -14,6 +14,7 @@ from lightning_dterm.checkpointing import atomic_write
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.types import Rollout
 
+_INERT = frozenset(" .,-/=+()?'%")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -115,13 +116,13 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """``text`` as inert inline Markdown: every punctuation mark and control character as an entity or a blank."""
+    """``text`` as inert inline Markdown on one line: what could be markup becomes entities."""
     plain = _CONTROL.sub(" ", text).replace("\n", " ").replace("\t", " ")
-    return "".join(c if c.isalnum() or c in " .,-" else html_entity(c) for c in plain)
+    return "".join(c if c.isalnum() or c in _INERT or c == "\ufffd" else _entity(c) for c in plain)
 
 
-def html_entity(character: str) -> str:
-    """The numeric entity of one character (surrogates, which no file can hold, become a question mark)."""
+def _entity(character: str) -> str:
+    """The numeric entity of a character; surrogates, which no file can hold, become a question mark."""
     return "?" if 0xD800 <= ord(character) <= 0xDFFF else f"&#{ord(character)};"
 
 

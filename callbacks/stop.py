@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 
 class GracefulStop(L.Callback):
@@ -68,7 +68,7 @@ class GracefulStop(L.Callback):
         """After the last step nothing is left to stop: give the signals back before other callbacks wind up."""
         steps, epochs = trainer.max_steps, trainer.max_epochs
         done = 0 <= steps <= trainer.global_step
-        done = done or (epochs is not None and 0 <= epochs <= trainer.fit_loop.epoch_progress.current.processed)
+        done = done or (epochs is not None and 0 <= epochs <= trainer.current_epoch + 1)
         if trainer.should_stop or done:
             self._restore()
 

@@ -31,7 +31,8 @@ class CodeDataModule(L.LightningDataModule):
         limit_test: The same for test and prediction.
 
     Raises:
-        ValueError: for a size below 1 or a negative seed.
+        ValueError: for a size below 1, a negative seed, or (when the loader is made) a training batch that does not
+            divide over the processes.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class CodeDataModule(L.LightningDataModule):
     def _shard(self) -> tuple[int, int]:
         """(rank, processes) that share the data; under tensor parallelism fewer than the world."""
         if self.trainer is None:
-            # Not attached, or pickled into a process of `ddp_spawn`: Lightning drops the trainer on the way.
+            # Used without a trainer, perhaps in processes that share the work all the same.
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 return torch.distributed.get_rank(), torch.distributed.get_world_size()
             return 0, 1
@@ -98,7 +99,8 @@ class CodeDataModule(L.LightningDataModule):
         training = split == "train"
         if training and self.batch_size % world_size:
             raise ValueError(
-                f"{type(self).__name__}: batch_size {self.batch_size} does not divide over {world_size} processes"
+                f"{type(self).__name__}: batch_size {self.batch_size} (prompts per step over all processes) does not "
+                f"divide over {world_size} processes; choose a multiple of {world_size}"
             )
         return ShardedBatchSampler(
             rows if limit is None else min(rows, limit),

@@ -185,7 +185,7 @@ class ResumableDataLoader(DataLoader[CodeTask]):
                 raise ValueError(
                     f"cannot resume the training data: the checkpoint was written with {key}={state_dict[key]}, this "
                     f"run has {key}={here}; restore the setting (rows: the same data files and limit_train; global "
-                    "batch size: data batch_size times processes) or start a new run without ckpt_path"
+                    "batch size: the data's batch_size) or start a new run without ckpt_path"
                 )
         self._resume = (int(state_dict["epoch"]), int(state_dict["batches"]))
         self._order.set_epoch(self._resume[0])

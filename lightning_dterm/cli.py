@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -268,8 +269,12 @@ def user_error(error: BaseException) -> str | None:
     return message if isinstance(error, ValueError) and frames and frames[-1].filename.startswith(ours) else None
 
 
-def _quiet_known_warnings() -> None:
-    """Hide warnings about what this package does on purpose."""
+def _quiet() -> None:
+    """Hide advertisements and warnings about what this package does on purpose."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run.*")
     warnings.filterwarnings("ignore", message=".*Using ModelCheckpoint with manual optimization.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
@@ -288,8 +293,9 @@ def print_summary(path: str | Path) -> None:
     table = Table(title=str(file))
     for name in ("task type", "metric", "before", "after", "change"):
         table.add_column(name, justify="left" if name in ("task type", "metric") else "right")
+    shown = ("success", "exact_match", "bleu", "compile_rate", "length")
     rows = [("all", "mean_success", summary["mean_success"])]
-    rows += [(kind, name, cell) for kind, cells in summary["tasks"].items() for name, cell in cells.items()]
+    rows += [(kind, name, cells[name]) for kind, cells in summary["tasks"].items() for name in shown if name in cells]
     for kind, name, cell in rows:
         before, after = cell["before"], cell["after"]
         known = before is not None and after is not None
@@ -318,7 +324,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["summary"] and len(arguments) == 2:
         print_summary(arguments[1])
         return
-    _quiet_known_warnings()
+    _quiet()
     try:
         DTermCLI(resolve_config_arguments(arguments))
     except Exception as error:

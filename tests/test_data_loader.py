@@ -236,6 +236,17 @@ def test_resume_with_limited_epochs_and_validation_between(tmp_path, cut) -> Non
     assert resumed.seen == whole.seen[cut:]
 
 
+def test_a_batch_that_does_not_divide_over_the_processes_is_refused() -> None:
+    class Two(TaskData):
+        def _shard(self) -> tuple[int, int]:
+            return 1, 2
+
+    data = Two(batch_size=5)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"batch_size 5 .* does not divide over 2 processes; choose a multiple of 2"):
+        data.train_dataloader()
+
+
 class RecorderOnDisk(Recorder):
     """Leaves what each rank saw in a file, for the process that started it."""
 
@@ -248,7 +259,7 @@ class RecorderOnDisk(Recorder):
 
 
 def test_two_processes_continue_a_run_of_one(tmp_path) -> None:
-    """Same global batch, so the checkpoint of one process resumes on two; validation is uneven, one batch empty."""
+    """``batch_size`` spans processes, so a checkpoint of one resumes on two; validation is uneven, a batch empty."""
     whole = fit(tmp_path / "whole", max_steps=8, data={"rows": 21})
     L.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, max_steps=8,
@@ -256,7 +267,7 @@ def test_two_processes_continue_a_run_of_one(tmp_path) -> None:
         use_distributed_sampler=False, max_epochs=-1,
     ).fit(
         RecorderOnDisk(str(tmp_path)),
-        TaskData(rows=21, batch_size=2, eval_batch_size=5),
+        TaskData(rows=21, batch_size=4, eval_batch_size=5),
         ckpt_path=tmp_path / "whole" / "step=3.ckpt",
     )  # fmt: skip
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]

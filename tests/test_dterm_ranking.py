@@ -190,12 +190,12 @@ def test_groups_of_different_sizes_and_interleaved_rows() -> None:
 
 def test_beta_is_bounded_and_settings_checked() -> None:
     objective = OutcomeRanking()
-    assert float(objective.beta) == pytest.approx(2.0)
+    assert objective.beta.item() == pytest.approx(2.0)
     with torch.no_grad():
         objective.beta_logit.fill_(100.0)
-        assert float(objective.beta) == pytest.approx(10.0)
+        assert objective.beta.item() == pytest.approx(10.0)
         objective.beta_logit.fill_(-100.0)
-        assert float(objective.beta) == pytest.approx(0.5)
+        assert objective.beta.item() == pytest.approx(0.5)
     for bad in ({"beta": 0.1}, {"fifo": 0}, {"ema": 1.0}, {"sigma_floor": 0.0}, {"kl_weight": -1.0}):
         with pytest.raises(ValueError, match="must"):
             OutcomeRanking(**bad)  # type: ignore[arg-type]

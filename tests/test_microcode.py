@@ -20,7 +20,7 @@ from lightning_dterm.data.microcode import ALL_TASK_TYPES, SPLITS, TASK_TYPES, M
 from lightning_dterm.types import CodeTask
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKERS = {name: "### Python\n" for name in ALL_TASK_TYPES} | {"summarization": "### Summary\n"}
+MARKERS = dict.fromkeys(ALL_TASK_TYPES, "### Python\n") | {"summarization": "### Summary\n"}
 
 
 @pytest.fixture(scope="module")

@@ -189,17 +189,15 @@ def f(x):
 FIND_IN_MEMORY = """
 import gc, sys
 def f(x):
-    secret = int("9035768"[::-1])
     seen, frame = [], sys._getframe()
     while frame:
         seen += [*frame.f_locals.values(), *frame.f_globals.values()]
         frame = frame.f_back
-    seen += gc.get_objects()
-    hits = 0
-    for o in seen:
+    for o in gc.get_objects() + seen:
         items = o if type(o) in (list, tuple, set) else list(o.values()) if type(o) is dict else [o]
-        hits += sum(type(i) is int and i == secret or type(i) in (str, bytes) and str(secret) in str(i) for i in items)
-    return hits - (secret in locals().values())
+        if any(type(i) is int and i - 1 == 8675308 for i in items):
+            return True
+    return False
 """
 # name -> (program, allowed statuses); every test expects SECRET, or what the program must not earn.
 HOSTILE: dict[str, tuple[str, set[str]]] = {
@@ -331,13 +329,11 @@ def test_state_does_not_leak_between_programs(sandbox: Sandbox) -> None:
 
 
 def test_expected_values_are_not_in_the_programs_process(sandbox: Sandbox) -> None:
-    tests = (CallTest((1,), 3), CallTest((2,), SECRET), CallTest((3,), SECRET, visible=False))
-    found = sandbox.run(
-        "HOARD = [8675309]\n" + FIND_IN_MEMORY + "g = f\ndef f(x): return g(x) > 0\n", "f", (CallTest((1,), True),)
-    )
+    found = sandbox.run("HOARD = [8675309]\n" + FIND_IN_MEMORY, "f", (CallTest((1,), True),))
     assert found.passed, "the search itself must work"
-    clean = sandbox.run(FIND_IN_MEMORY + "g = f\ndef f(x): return g(x) > 0\n", "f", (CallTest((1,), False), *tests[1:]))
-    assert clean.per_test[0].passed
+    tests = (CallTest((1,), False), CallTest((2,), SECRET), CallTest((3,), [SECRET], visible=False))
+    result = sandbox.run(FIND_IN_MEMORY, "f", tests)
+    assert [outcome.passed for outcome in result.per_test] == [True, False, False]
 
 
 def test_hashes_and_random_numbers_repeat() -> None:

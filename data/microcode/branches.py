@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lightning_dterm.data.microcode.conditions import bind_condition, draw_condition
+from lightning_dterm.data.microcode.conditions import Condition, bind_condition, draw_condition
 from lightning_dterm.data.microcode.nodes import Count, Do, For, Function, If, Let, Program, Return, Update
 from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
 from lightning_dterm.data.microcode.pipelines import Shape
-from lightning_dterm.data.microcode.spec import Code, Draw, Piece, Segments, bind
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind
 
 _MAPS = {piece.name: piece for piece in NUMBER_MAPS}
 _NAMES = tuple(_MAPS)
@@ -129,6 +129,24 @@ def draw_helper(draw: Draw) -> Shape:
     return ("helper", kind, draw.pick(("sum", "list", "sorted", "loop")), first, second, condition)
 
 
+def _tested(reducer: str, yes: Bound, condition: Condition, p: str, v: str, draw: Draw) -> Program:
+    """A helper that tests one number."""
+    noun = (f"the numbers in {p}", f"the elements of {p}")
+    helper = draw.pick(("keep", "wanted", "fits"))
+    inner = Function(helper, (v,), (Return(condition.code(v)),))
+    value, that = yes.code(v), ((" that ", " which "), *condition.plural())
+    if reducer == "count":
+        expression = Code(f"sum(1 for {v} in {p} if {helper}({v}))", f"{p}.filter({helper}).length")
+        text: Segments = (("how many of ", "the count of those of "), noun, (" ",), *condition.plural())
+    else:
+        py, js, words = _REDUCERS[reducer]
+        chain = f"{p}.filter({helper}).map(({v}) => {value.js})"
+        expression = Code(py.format(g=f"{value.py} for {v} in {p} if {helper}({v})"), js.format(c=chain))
+        text = (words, yes.plural(), noun, *that)
+    entry = Function(f"{draw.pick(('pick', 'select'))}_{condition.tag}", (p,), (Return(expression),))
+    return Program("helper", (inner, entry), text, ("numbers",), condition.hints() + yes.hints())
+
+
 def build_helper(shape: Shape, draw: Draw) -> Program:
     """A helper that maps or tests one number, and an entry point that applies it to a list."""
     _, kind, reducer, first, second, condition_shape = shape
@@ -138,19 +156,7 @@ def build_helper(shape: Shape, draw: Draw) -> Program:
     hints = condition.hints() + yes.hints()
     noun = (f"the numbers in {p}", f"the elements of {p}")
     if kind == "test":
-        helper = draw.pick(("keep", "wanted", "fits"))
-        inner = Function(helper, (v,), (Return(condition.code(v)),))
-        value, that = yes.code(v), ((" that ", " which "), *condition.plural())
-        if reducer == "count":
-            expression = Code(f"sum(1 for {v} in {p} if {helper}({v}))", f"{p}.filter({helper}).length")
-            text: Segments = (("how many of ", "the count of those of "), noun, (" ",), *condition.plural())
-        else:
-            py, js, words = _REDUCERS[str(reducer)]
-            chain = f"{p}.filter({helper}).map(({v}) => {value.js})"
-            expression = Code(py.format(g=f"{value.py} for {v} in {p} if {helper}({v})"), js.format(c=chain))
-            text = (words, yes.plural(), noun, *that)
-        entry = Function(f"{draw.pick(('pick', 'select'))}_{condition.tag}", (p,), (Return(expression),))
-        return Program("helper", (inner, entry), text, ("numbers",), hints)
+        return _tested(str(reducer), yes, condition, p, v, draw)
     helper = draw.pick(("change", "score", "weight", "convert"))
     no = bind(_MAPS[str(second)], draw)
     if kind == "branch":
@@ -274,29 +280,31 @@ def draw_pair(draw: Draw) -> Shape:
     return ("pair", style, first, second, draw.pick(PAIR_TESTS).name)
 
 
+def _pair_code(piece: Piece, a: str, b: str) -> Code:
+    return Code(piece.py.format(a=a, b=b), piece.js.format(a=a, b=b))
+
+
+def _pair_words(piece: Piece, a: str, b: str) -> tuple[str, ...]:
+    return tuple(text.format(a=a, b=b) for text in piece.plural)
+
+
 def build_pair(shape: Shape, draw: Draw) -> Program:
     """A decision on two numbers, or a walk along two lists by position."""
     _, style, first, second, test_name = shape
     one, two, test = _PAIR_MAP[str(first)], _PAIR_MAP[str(second)], _PAIR_TEST[str(test_name)]
 
-    def code(piece: Piece, a: str, b: str) -> Code:
-        return Code(piece.py.format(a=a, b=b), piece.js.format(a=a, b=b))
-
-    def words(piece: Piece, a: str, b: str) -> tuple[str, ...]:
-        return tuple(text.format(a=a, b=b) for text in piece.plural)
-
     if style in ("early", "ternary"):
         a, b = draw.pick((("a", "b"), ("x", "y"), ("m", "n"), ("left", "right")))
-        yes, no, condition = code(one, a, b), code(two, a, b), code(test, a, b)
+        yes, no, condition = _pair_code(one, a, b), _pair_code(two, a, b), _pair_code(test, a, b)
         body: tuple[object, ...] = (If(condition, (Return(yes),)), Return(no))
         if style == "ternary":
             body = (Return(Code(f"{yes.py} if {condition.py} else {no.py}", f"{condition.js} ? {yes.js} : {no.js}")),)
-        text: Segments = (words(one, a, b), _IF, words(test, a, b), _ELSE, words(two, a, b))
+        text: Segments = (_pair_words(one, a, b), _IF, _pair_words(test, a, b), _ELSE, _pair_words(two, a, b))
         function = Function(f"{draw.pick(('combine', 'choose', 'merge'))}_{test.tag}", (a, b), body)  # type: ignore[arg-type]
         return Program("pair", (function,), text, ("number", "number"))
     a, b = draw.pick((("xs", "ys"), ("a", "b"), ("left", "right"), ("first", "second")))
     at_a, at_b = f"{a}[i]", f"{b}[i]"
-    value, condition = code(one, at_a, at_b), code(test, at_a, at_b)
+    value, condition = _pair_code(one, at_a, at_b), _pair_code(test, at_a, at_b)
     kind = str(style).split("_")[0]
     heads = {
         "sum": ("the sum of ", "the total of "),
@@ -304,11 +312,11 @@ def build_pair(shape: Shape, draw: Draw) -> Program:
         "count": ("how often ", "the count of positions i where "),
     }
     tail = (" for each position i", " over all positions i")
-    where: Segments = ((" where ",), words(test, at_a, at_b))
+    where: Segments = ((" where ",), _pair_words(test, at_a, at_b))
     text = (
-        (heads[kind], words(one, at_a, at_b), tail, *where)
+        (heads[kind], _pair_words(one, at_a, at_b), tail, *where)
         if kind != "count"
-        else (heads[kind], words(test, at_a, at_b), tail)
+        else (heads[kind], _pair_words(test, at_a, at_b), tail)
     )
     if style in ("sum_comprehension", "list_comprehension"):
         g = f"{value.py} for i in range(len({a})) if {condition.py}"
@@ -322,5 +330,5 @@ def build_pair(shape: Shape, draw: Draw) -> Program:
         step = push if kind == "list" else Update(out, "+=", Code("1", "1") if kind == "count" else value)
         loop = Count("i", "0", Code(f"len({a})", f"< {a}.length"), (If(condition, (step,)),))
         body = (Let(out, start), loop, Return(Code(out, out)))
-    function = Function(f"{kind}_{test.tag}", (a, b), body)  # type: ignore[arg-type]
+    function = Function(f"{kind}_{test.tag}", (a, b), body)
     return Program("pair", (function,), text, ("numbers", "others"))

@@ -81,6 +81,33 @@ def draw_table(draw: Draw) -> Shape:
     )
 
 
+def _keys_body(short: bool, p: str, v: str, condition: Condition, draw: Draw) -> tuple[Node, ...]:
+    """The keys whose values satisfy the condition."""
+    if short:
+        js = f"Object.keys({p}).filter((k) => {condition.code(f'{p}[k]').js})"
+        return (Return(Code(f"[k for k, {v} in {p}.items() if {condition.code(v).py}]", js)),)
+    out = draw.pick(("keys", "result"))
+    push = Do(Code(f"{out}.append(k)", f"{out}.push(k)"))
+    return Let(out, Code("[]", "[]")), _items(p, v, filtered((push,), condition, v)), Return(Code(out, out))
+
+
+def _map_body(short: bool, p: str, v: str, value: Code, condition: Condition | None, draw: Draw) -> tuple[Node, ...]:
+    """A dict of mapped values."""
+    if short:
+        guard = f" if {condition.code(v).py}" if condition else ""
+        rest = f".filter(([k, {v}]) => {condition.code(v).js})" if condition else ""
+        js = f"Object.fromEntries(Object.entries({p}){rest}.map(([k, {v}]) => [k, {value.js}]))"
+        return (Return(Code(f"{{k: {value.py} for k, {v} in {p}.items(){guard}}}", js)),)
+    out = draw.pick(("out", "result"))
+    put = Do(Code(f"{out}[k] = {value.py}", f"{out}[k] = {value.js}"))
+    return Let(out, Code("{}", "{}")), _items(p, v, filtered((put,), condition, v)), Return(Code(out, out))
+
+
+def _items(p: str, v: str, body: tuple[Node, ...]) -> Node:
+    """A loop over a dict's keys and values."""
+    return For(Code(f"k, {v}", f"[k, {v}]"), Code(f"{p}.items()", f"Object.entries({p})"), body)
+
+
 def build_table(shape: Shape, draw: Draw) -> Program:
     """Keys by value, or a dict of mapped values."""
     _, style, map_name, condition_shape = shape
@@ -89,29 +116,11 @@ def build_table(shape: Shape, draw: Draw) -> Program:
     mapping = bind(_NUMBER[str(map_name)], draw)
     condition = bind_condition(condition_shape, "number", draw) if condition_shape else None  # type: ignore[arg-type]
     value = mapping.code(v)
-    guard = f" if {condition.code(v).py}" if condition else ""
-    rest = f".filter(([k, {v}]) => {condition.code(v).js})" if condition else ""
-    target, items = Code(f"k, {v}", f"[k, {v}]"), Code(f"{p}.items()", f"Object.entries({p})")
     where: Segments = ((" with values that ", " whose values "), *condition.plural()) if condition else ()
     if style in ("keys", "keys_loop"):
+        assert condition is not None
         text: Segments = (("a list of ", "the list of "), (f"the keys of {p}", f"the keys in {p}"), *where)
-        if style == "keys":
-            body: tuple[Node, ...] = (
-                Return(
-                    Code(
-                        f"[k for k, {v} in {p}.items(){guard}]",
-                        f"Object.keys({p}).filter((k) => {condition.code(f'{p}[k]').js})",
-                    )
-                ),
-            )  # type: ignore[union-attr]
-        else:
-            out = draw.pick(("keys", "result"))
-            push = Do(Code(f"{out}.append(k)", f"{out}.push(k)"))
-            body = (
-                Let(out, Code("[]", "[]")),
-                For(target, items, filtered((push,), condition, v)),
-                Return(Code(out, out)),
-            )
+        body = _keys_body(style == "keys", p, v, condition, draw)
     elif style == "sum":
         text = (
             ("the sum of ", "the total of "),
@@ -129,17 +138,7 @@ def build_table(shape: Shape, draw: Draw) -> Program:
             (f"the values in {p}", f"the values of dict {p}"),
             *_that(condition),
         )
-        if style == "map":
-            js = f"Object.fromEntries(Object.entries({p}){rest}.map(([k, {v}]) => [k, {value.js}]))"
-            body = (Return(Code(f"{{k: {value.py} for k, {v} in {p}.items(){guard}}}", js)),)
-        else:
-            out = draw.pick(("out", "result"))
-            put = Do(Code(f"{out}[k] = {value.py}", f"{out}[k] = {value.js}"))
-            body = (
-                Let(out, Code("{}", "{}")),
-                For(target, items, filtered((put,), condition, v)),
-                Return(Code(out, out)),
-            )
+        body = _map_body(style == "map", p, v, value, condition, draw)
     tag = {"keys": "keys", "map": "map", "sum": "sum"}[str(style).split("_")[0]]
     name = f"{tag}_{condition.tag if condition else mapping.piece.tag}"
     return Program("table", (Function(name, (p,), body),), text, ("table",), _hints(condition, mapping))
@@ -153,85 +152,81 @@ def draw_running(draw: Draw) -> Shape:
     return ("running", style, mapping, draw_condition(draw, "number", 0.2) if always else _optional(draw, "number"))
 
 
+_RUNNING = {
+    "sums": ("running", ("a list of the running sums of ", "the list of the running totals of "), ("",)),
+    "maxima": (
+        "peaks",
+        ("a list of the running maxima, from 0 up, of ", "the list of the running maxima, from 0 up, of "),
+        ("",),
+    ),
+    "unique": (
+        "unique",
+        ("a list of ", "the list of "),
+        (" without repeated numbers", " at their first occurrence only"),
+    ),
+    "until": (
+        "until",
+        ("a list of ", "the list of "),
+        (" before the first that ", " up to but without the first that "),
+    ),
+    "steps": (
+        "steps",
+        ("a list of the steps, starting at 0, between ", "the list of the increases, starting at 0, between "),
+        ("",),
+    ),
+}
+
+
+def _unseen(v: str, condition: Condition, push: Node) -> Node:
+    """Keep a value that was not seen before and satisfies the condition."""
+    code = condition.code(v)
+    either = condition.operator == "or"
+    test = Code(
+        f"{v} not in seen and " + (f"({code.py})" if either else code.py),
+        f"!seen.has({v}) && " + (f"({code.js})" if either else code.js),
+    )
+    return If(test, (Do(Code(f"seen.add({v})", f"seen.add({v})")), push))
+
+
+def _running_step(
+    style: str, mapping: Bound, condition: Condition | None, v: str, out: str
+) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """What stands before the loop, and what the loop does with each value."""
+    value = mapping.code(v)
+    push = Do(Code(f"{out}.append({value.py})", f"{out}.push({value.js})"))
+    if style == "sums":
+        add = Do(Code(f"{out}.append(total)", f"{out}.push(total)"))
+        return (Let("total", Code("0", "0")),), filtered((Update("total", "+=", value), add), condition, v)
+    if style == "maxima":
+        raise_best = Update("best", "=", Code(f"max(best, {value.py})", f"Math.max(best, {value.js})"))
+        add = Do(Code(f"{out}.append(best)", f"{out}.push(best)"))
+        return (Let("best", Code("0", "0")),), filtered((raise_best, add), condition, v)
+    if style == "steps":
+        now = v if mapping.piece.name == "same" else "now"
+        first: tuple[Node, ...] = () if now == v else (Let("now", value),)
+        add = Do(Code(f"{out}.append({now} - last)", f"{out}.push({now} - last)"))
+        step = (*first, add, Update("last", "=", Code(now, now)))
+        return (Let("last", Code("0", "0")),), filtered(step, condition, v)
+    assert condition is not None
+    if style == "unique":
+        return (Let("seen", Code("set()", "new Set()")),), (_unseen(v, condition, push),)
+    return (), (If(condition.code(v), (Do(Code("break", "break")),)), push)
+
+
 def build_running(shape: Shape, draw: Draw) -> Program:
     """Running sums, first occurrences, running maxima, a prefix up to a condition, steps between neighbours."""
     _, style, map_name, condition_shape = shape
     p, v = draw.pick(SOURCES["list"].names)
     mapping = bind(_NUMBER[str(map_name)], draw)
     condition = bind_condition(condition_shape, "number", draw) if condition_shape else None  # type: ignore[arg-type]
-    value, out = mapping.code(v), draw.pick(("result", "out"))
-    noun = (f"the numbers in {p}", f"the elements of {p}")
-    push = Do(Code(f"{out}.append({value.py})", f"{out}.push({value.js})"))
-    start, final = Let(out, Code("[]", "[]")), Return(Code(out, out))
-    before: tuple[Node, ...] = ()
-    tail: tuple[str, ...] = ("",)
-    if style == "sums":
-        head, tag = ("a list of the running sums of ", "the list of the running totals of "), "running"
-        before = (Let("total", Code("0", "0")),)
-        step: tuple[Node, ...] = (Update("total", "+=", value), Do(Code(f"{out}.append(total)", f"{out}.push(total)")))
-    elif style == "maxima":
-        head, tag = (
-            ("a list of the running maxima, from 0 up, of ", "the list of the running maxima, from 0 up, of "),
-            "peaks",
-        )
-        before = (Let("best", Code("0", "0")),)
-        step = (
-            Update("best", "=", Code(f"max(best, {value.py})", f"Math.max(best, {value.js})")),
-            Do(Code(f"{out}.append(best)", f"{out}.push(best)")),
-        )
-    elif style == "unique":
-        head, tag, tail = (
-            ("a list of ", "the list of "),
-            "unique",
-            (" without repeated numbers", " at their first occurrence only"),
-        )
-        before = (Let("seen", Code("set()", "new Set()")),)
-        assert condition is not None
-        code = condition.code(v)
-        inner = f"({code.py})" if condition.operator == "or" else code.py
-        inner_js = f"({code.js})" if condition.operator == "or" else code.js
-        step = (
-            If(
-                Code(f"{v} not in seen and {inner}", f"!seen.has({v}) && {inner_js}"),
-                (Do(Code(f"seen.add({v})", f"seen.add({v})")), push),
-            ),
-        )
-    elif style == "until":
-        assert condition is not None
-        head, tag = ("a list of ", "the list of "), "until"
-        step = (If(condition.code(v), (Do(Code("break", "break")),)), push)
-        loop = For(Code(v, v), Code(p, p), step)
-        text: Segments = (
-            head,
-            mapping.plural(),
-            noun,
-            (" before the first that ", " up to but without the first that "),
-            *condition.single(v),
-        )
-        return Program(
-            "running",
-            (Function(f"{tag}_{condition.tag}", (p,), (start, loop, final)),),
-            text,
-            ("numbers",),
-            _hints(condition, mapping),
-        )
-    else:
-        head, tag = (
-            ("a list of the steps, starting at 0, between ", "the list of the increases, starting at 0, between "),
-            "steps",
-        )
-        before = (Let("last", Code("0", "0")),)
-        now = v if mapping.piece.name == "same" else "now"
-        step = (
-            Do(Code(f"{out}.append({now} - last)", f"{out}.push({now} - last)")),
-            Update("last", "=", Code(now, now)),
-        )
-        if now != v:
-            step = (Let("now", value), *step)
-    nodes = step if style == "unique" else filtered(step, condition, v)
-    body = (*before, start, For(Code(v, v), Code(p, p), nodes), final)
+    out = draw.pick(("result", "out"))
+    before, step = _running_step(str(style), mapping, condition, v, out)
+    body = (*before, Let(out, Code("[]", "[]")), For(Code(v, v), Code(p, p), step), Return(Code(out, out)))
+    tag, head, tail = _RUNNING[str(style)]
     name = f"{tag}_{condition.tag if condition else mapping.piece.tag or 'numbers'}"
-    text = (head, mapping.plural(), noun, *_that(condition), tail)
+    noun = (f"the numbers in {p}", f"the elements of {p}")
+    rest = (tail, *condition.single(v)) if style == "until" and condition else (*_that(condition), tail)
+    text: Segments = (head, mapping.plural(), noun, *rest)
     return Program("running", (Function(name, (p,), body),), text, ("numbers",), _hints(condition, mapping))
 
 

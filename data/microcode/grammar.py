@@ -11,7 +11,7 @@ from lightning_dterm.data.microcode.nodes import Program
 from lightning_dterm.data.microcode.pipelines import Shape
 from lightning_dterm.data.microcode.render_python import render_python
 from lightning_dterm.data.microcode.spec import Draw
-from lightning_dterm.data.microcode.structure import split_of, structure, structure_key
+from lightning_dterm.data.microcode.structure import LineStructure, split_of
 
 
 class Family(NamedTuple):
@@ -59,6 +59,9 @@ def build(shape: Shape, draw: Draw) -> Program:
     return family.build(shape, draw)
 
 
+_structure = LineStructure()
+
+
 class Facts(NamedTuple):
     """What all programs of a shape share.
 
@@ -79,9 +82,9 @@ class Facts(NamedTuple):
 def facts(shape: Shape) -> Facts:
     """Structure key, split and size of every program of ``shape``."""
     program = build(shape, Draw(0))
-    key, nodes = structure(render_python(program.functions))
+    key, nodes = _structure(render_python(program.functions))
     split = split_of(key)
     if not program.slow:
         return Facts(key, "", split, nodes)
-    slow_key = structure_key(render_python(program.slow))
+    slow_key = _structure(render_python(program.slow))[0]
     return Facts(key, slow_key, split if split_of(slow_key) == split else "", nodes)

@@ -7,10 +7,12 @@ from lightning_dterm.data.microcode.conditions import Condition, bind_condition,
 from lightning_dterm.data.microcode.nodes import Count, Do, For, Function, If, Let, Node, Program, Return, Update, While
 from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
 from lightning_dterm.data.microcode.pipelines import SOURCES, Shape, filtered
-from lightning_dterm.data.microcode.spec import Code, Draw, Segments, bind
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Segments, bind
 
 _MAPS = {piece.name: piece for piece in NUMBER_MAPS}
 _NAMES = tuple(_MAPS)
+# The formatter puts blanks around ** where its operand is no plain name.
+_PLAIN_NAMES = tuple(name for name in _NAMES if name != "power")
 _THAT = (" that ", " which ")
 _ONE = Code("1", "1")
 _ZERO = Code("0", "0")
@@ -83,7 +85,8 @@ def _recurrence(style: str, map_name: str, draw: Draw) -> Program:
         body: tuple[Node, ...] = (While(Code(f"{b} > 0", f"{b} > 0"), (swap,)), Return(value))
         noun = f"the greatest common divisor of {a} and {b}"
         other = f"the largest common divisor of {a} and {b}"
-        name, parameters, domain = draw.pick(("gcd", "common_divisor")), (a, b), ("positive", "positive")
+        name = draw.pick(("gcd", "common_divisor"))
+        parameters: tuple[str, ...] = (a, b)
     else:
         n = draw.pick(("n", "count", "steps"))
         value = mapping.code("a")
@@ -92,13 +95,43 @@ def _recurrence(style: str, map_name: str, draw: Draw) -> Program:
         loop = Count("_", "0", Code(n, f"< {n}"), (swap,))
         body = (first, loop, Return(value))
         noun, other = f"Fibonacci number {n} (number 0 is 0)", f"the Fibonacci number at index {n}"
-        name, parameters, domain = draw.pick(("fibonacci", "fib")), (n,), ("count",)
+        name, parameters = draw.pick(("fibonacci", "fib")), (n,)
     tag = mapping.piece.tag
+    domain = ("positive", "positive") if style == "gcd" else ("count",)
     text = tuple(zip(mapping.single(noun), mapping.single(other), strict=True))
     slots: Segments = (tuple(wording for pair in text for wording in pair),)
     return Program(
         "numeric", (Function(f"{name}_{tag}" if tag else name, parameters, body),), slots, domain, mapping.hints()
     )
+
+
+def _primes(mapping: Bound, reduction: str, draw: Draw) -> Program:
+    """The primes of a list, through a helper function."""
+    p, v = draw.pick(SOURCES["list"].names)
+    test = Function(
+        "is_prime",
+        ("n",),
+        (
+            Count(
+                "d", "2", Code("n", "< n"), (If(Code("n % d == 0", "n % d === 0"), (Return(Code("False", "false")),)),)
+            ),
+            Return(Code("n > 1", "n > 1")),
+        ),
+    )
+    noun = (f"the numbers in {p}", f"the elements of {p}")
+    value = mapping.code(v)
+    call = Code(f"is_prime({v})", f"is_prime({v})")
+    chain = f"{p}.filter(is_prime)" + ("" if mapping.piece.name == "same" else f".map(({v}) => {value.js})")
+    g = f"{'1' if reduction == 'count' else value.py} for {v} in {p} if {call.py}"
+    expression = {
+        "sum": Code(f"sum({g})", f"{chain}.reduce((a, b) => a + b, 0)"),
+        "list": Code(f"[{g}]", chain),
+        "count": Code(f"sum({g})", f"{chain}.length"),
+    }[reduction]
+    joint: Segments = ((" ",),) if reduction == "count" else (_THAT,)
+    text: Segments = (_HEADS[reduction], mapping.plural(), noun, *joint, ("are prime", "are prime numbers"))
+    entry = Function(f"{reduction}_primes", (p,), (Return(expression),))
+    return Program("numeric", (test, entry), text, ("numbers",), (2, 3, 5, 9, *mapping.hints()))
 
 
 def build_numeric(shape: Shape, draw: Draw) -> Program:
@@ -126,31 +159,7 @@ def build_numeric(shape: Shape, draw: Draw) -> Program:
         name = f"{reduction}_divisors"
         hints = (condition.hints() if condition else ()) + mapping.hints() + (6, 12)
         return Program("numeric", (Function(name, (n,), body),), text, ("positive",), hints)
-    p, v = draw.pick(SOURCES["list"].names)
-    test = Function(
-        "is_prime",
-        ("n",),
-        (
-            Count(
-                "d", "2", Code("n", "< n"), (If(Code("n % d == 0", "n % d === 0"), (Return(Code("False", "false")),)),)
-            ),
-            Return(Code("n > 1", "n > 1")),
-        ),
-    )
-    noun = (f"the numbers in {p}", f"the elements of {p}")
-    value = mapping.code(v)
-    call = Code(f"is_prime({v})", f"is_prime({v})")
-    chain = f"{p}.filter(is_prime)" + ("" if mapping.piece.name == "same" else f".map(({v}) => {value.js})")
-    g = f"{'1' if reduction == 'count' else value.py} for {v} in {p} if {call.py}"
-    expression = {
-        "sum": Code(f"sum({g})", f"{chain}.reduce((a, b) => a + b, 0)"),
-        "list": Code(f"[{g}]", chain),
-        "count": Code(f"sum({g})", f"{chain}.length"),
-    }[str(reduction)]
-    joint = ((" ",),) if reduction == "count" else (_THAT,)
-    text = (_HEADS[str(reduction)], mapping.plural(), noun, *joint, ("are prime", "are prime numbers"))
-    entry = Function(f"{reduction}_primes", (p,), (Return(expression),))
-    return Program("numeric", (test, entry), text, ("numbers",), (2, 3, 5, 9, *mapping.hints()))
+    return _primes(mapping, str(reduction), draw)
 
 
 def draw_position(draw: Draw) -> Shape:
@@ -161,12 +170,38 @@ def draw_position(draw: Draw) -> Shape:
         return (
             "position",
             style,
-            "same" if reduction == "count" else draw.pick(_NAMES),
+            "same" if reduction == "count" else draw.pick(_PLAIN_NAMES),
             reduction,
             draw.pick(PAIR_TESTS).name,
         )
     condition = draw_condition(draw, "number", 0.3) if style != "weighted" or draw.chance(0.7) else ()
     return ("position", style, draw.pick(_NAMES) if style == "weighted" else "same", "", condition)
+
+
+_TAGS = {"first_index": "find", "last_index": "last", "indices": "where", "indices_loop": "where", "weighted": "weigh"}
+
+
+def _adjacent(p: str, mapping: Bound, reduction: str, test_name: str, draw: Draw) -> Program:
+    """Neighbours in a list compared."""
+    test = next(piece for piece in PAIR_TESTS if piece.name == test_name)
+    here, before = f"{p}[i]", f"{p}[i - 1]"
+    out, start, step = _accumulate(reduction, mapping.code(here))
+    compare = Code(test.py.format(a=here, b=before), test.js.format(a=here, b=before))
+    loop: Node = Count("i", "1", Code(f"len({p})", f"< {p}.length"), (If(compare, (step,)),))
+    where = tuple(wording.format(a=here, b=before) for wording in test.plural)
+    tail = (" over all i from 1", " for each i from 1")
+    if reduction == "count":
+        text: Segments = (("how often ", "the count of cases that "), where, tail)
+    else:
+        text = (_HEADS[reduction], mapping.single(here), tail, (" where ",), where)
+    body: tuple[Node, ...] = (start, loop, Return(Code(out, out)))
+    return Program(
+        "position",
+        (Function(f"{reduction}_{draw.pick(('rises', 'moves'))}", (p,), body),),
+        text,
+        ("numbers",),
+        mapping.hints(),
+    )
 
 
 def build_position(shape: Shape, draw: Draw) -> Program:
@@ -175,35 +210,16 @@ def build_position(shape: Shape, draw: Draw) -> Program:
     p, v = draw.pick(SOURCES["list"].names)
     mapping = bind(_MAPS[str(map_name)], draw)
     if style == "adjacent":
-        test = next(piece for piece in PAIR_TESTS if piece.name == rest)
-        here, before = f"{p}[i]", f"{p}[i - 1]"
-        out, start, step = _accumulate(str(reduction), mapping.code(here))
-        compare = Code(test.py.format(a=here, b=before), test.js.format(a=here, b=before))
-        loop: Node = Count("i", "1", Code(f"len({p})", f"< {p}.length"), (If(compare, (step,)),))
-        where = tuple(wording.format(a=here, b=before) for wording in test.plural)
-        tail = (" over all i from 1", " for each i from 1")
-        if reduction == "count":
-            text: Segments = (("how often ", "the count of cases that "), where, tail)
-        else:
-            text = (_HEADS[str(reduction)], mapping.single(here), tail, (" where ",), where)
-        body: tuple[Node, ...] = (start, loop, Return(Code(out, out)))
-        return Program(
-            "position",
-            (Function(f"{reduction}_{draw.pick(('rises', 'moves'))}", (p,), body),),
-            text,
-            ("numbers",),
-            mapping.hints(),
-        )
+        return _adjacent(p, mapping, str(reduction), str(rest), draw)
     condition = bind_condition(rest, "number", draw) if rest else None  # type: ignore[arg-type]
     pairs, items = Code(f"i, {v}", f"[i, {v}]"), Code(f"enumerate({p})", f"{p}.entries()")
     noun = (f"the numbers in {p}", f"the elements of {p}")
     that: Segments = (_THAT, *condition.plural()) if condition else ()
-    index = Code("i", "i")
-    none: tuple[str, ...] = (", or -1 if there are none",)
+    index, none = Code("i", "i"), (", or -1 if there are none",)
     minus = Code("-1", "-1")
     if style == "first_index":
-        body = (For(pairs, items, filtered((Return(index),), condition, v)), Return(minus))
-        text = (("the index of the first of ", "the first index of "), noun, *that, none)
+        body: tuple[Node, ...] = (For(pairs, items, filtered((Return(index),), condition, v)), Return(minus))
+        text: Segments = (("the index of the first of ", "the first index of "), noun, *that, none)
     elif style == "last_index":
         body = (
             Let("last", minus),
@@ -218,31 +234,19 @@ def build_position(shape: Shape, draw: Draw) -> Program:
         body = (Return(Code(f"[i for i, {v} in enumerate({p}) if {test_code.py}]", js)),)
         text = (("a list of the indices of ", "the list of the indices of "), noun, *that)
     elif style == "indices_loop":
-        body = (
-            Let("out", Code("[]", "[]")),
-            For(pairs, items, filtered((Do(Code("out.append(i)", "out.push(i)")),), condition, v)),
-            Return(Code("out", "out")),
-        )
+        loop = For(pairs, items, filtered((Do(Code("out.append(i)", "out.push(i)")),), condition, v))
+        body = (Let("out", Code("[]", "[]")), loop, Return(Code("out", "out")))
         text = (("a list of the indices of ", "the list of the indices of "), noun, *that)
     else:
         value = mapping.code(v)
         simple = value.py == v or value.py.endswith(")")
-        product = (
-            Code(f"i * {value.py}", f"i * {value.js}") if simple else Code(f"i * ({value.py})", f"i * ({value.js})")
-        )
-        body = (
-            Let("total", _ZERO),
-            For(pairs, items, filtered((Update("total", "+=", product),), condition, v)),
-            Return(Code("total", "total")),
-        )
+        product = Code(f"i * {value.py}", f"i * {value.js}")
+        if not simple:
+            product = Code(f"i * ({value.py})", f"i * ({value.js})")
+        loop = For(pairs, items, filtered((Update("total", "+=", product),), condition, v))
+        body = (Let("total", _ZERO), loop, Return(Code("total", "total")))
         text = (("the sum, each times its index, of ", "the index-weighted sum of "), mapping.plural(), noun, *that)
-    tag = {
-        "first_index": "find",
-        "last_index": "last",
-        "indices": "where",
-        "indices_loop": "where",
-        "weighted": "weigh",
-    }[str(style)]
+    tag = _TAGS[str(style)]
     name = f"{tag}_{condition.tag if condition else mapping.piece.tag or 'numbers'}"
     hints = (condition.hints() if condition else ()) + mapping.hints()
     return Program("position", (Function(name, (p,), body),), text, ("numbers",), hints)

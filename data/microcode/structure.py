@@ -64,6 +64,56 @@ def structure(source: str) -> tuple[str, int]:
     return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest(), nodes
 
 
+def _header(line: str) -> str:
+    """The shape of a compound statement's header, its body as NUL and an else branch as SOH."""
+    shape = _shape(ast.parse(line + " pass").body[0]).replace("[Pass]", "[\0]")
+    return shape.replace("[\0],[])", "[\0],[\1])") if line.startswith("if ") else shape
+
+
+class LineStructure:
+    """:func:`structure` for the generator's own programs, several times as fast: parses each distinct line once.
+
+    It holds for programs of one statement a line, 4-space indentation and no ``elif``, such as the renderer prints.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def __call__(self, source: str) -> tuple[str, int]:
+        """The structure key and the number of nodes."""
+        lines = [line for line in source.split("\n") if line]
+        shape = ",".join(self._block(lines, 0, 0)[0])
+        nodes = shape.count("(") + shape.count("_") + shape.count("#")
+        return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest(), nodes
+
+    def _block(self, lines: list[str], position: int, indent: int) -> tuple[list[str], int]:
+        shapes: list[str] = []
+        while position < len(lines) and not lines[position].startswith(" ", indent):
+            line = lines[position]
+            if len(line) <= indent or (indent and not line.startswith(" " * indent)):
+                break
+            text = line[indent:]
+            if text == "else:":
+                break
+            shape = self._known.get(text)
+            if shape is None:
+                parsed = _header(text) if text.endswith(":") else None
+                if parsed is None:
+                    # A return or break is no module on its own for the compiler, but it is for the parser.
+                    parsed = _shape(ast.parse(text).body[0])
+                shape = self._known[text] = parsed
+            position += 1
+            if text.endswith(":"):
+                body, position = self._block(lines, position, indent + 4)
+                shape = shape.replace("\0", ",".join(body))
+                orelse: list[str] = []
+                if text.startswith("if ") and position < len(lines) and lines[position] == " " * indent + "else:":
+                    orelse, position = self._block(lines, position + 1, indent + 4)
+                shape = shape.replace("\1", ",".join(orelse))
+            shapes.append(shape)
+        return shapes, position
+
+
 def split_of(key: str) -> str:
     """The split that holds every program of structure ``key``: 80% train, 10% validation, 10% test."""
     bucket = (

@@ -200,8 +200,7 @@ def _completes_character(data: bytes) -> np.ndarray[Any, Any]:
             UnicodeDecodeError
         ) as error:  # one U+FFFD for each maximal ill-formed part (Unicode 3.9, "best practice")
             low, high = position + error.start, position + error.end
-            starts[low] = True
+            starts[low] = True  # what follows the part begins a character, or is ill-formed and comes next
             starts[low + 1 : high] = False
-            starts[high] = True
             position = high
     return starts[1:]

@@ -128,7 +128,7 @@ class FunctionReward(RewardComponent):
         if not low < high:
             raise ValueError(f"FunctionReward: low must be below high, got {low} and {high}.")
         self.function = _resolve(function) if isinstance(function, str) else function
-        self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
+        self.name = name or str(getattr(self.function, "__name__", type(self.function).__name__))
         self.low, self.high = low, high
         self.task_types = None if task_types is None else frozenset(task_types)
         parameters = inspect.signature(self.function).parameters.values()
@@ -144,9 +144,9 @@ class FunctionReward(RewardComponent):
         if not samples:
             return []
         columns = _columns([sample.task for sample in samples])
+        columns.update(prompts=[sample.task.prompt for sample in samples], completions=[s.text for s in samples])
         if not self._accepts_all:
             columns = {key: column for key, column in columns.items() if key in self._accepted}
-        columns.update(prompts=[sample.task.prompt for sample in samples], completions=[s.text for s in samples])
         values = list(self.function(**columns))
         if len(values) != len(samples):
             raise ValueError(f"{self.name}: {len(values)} values for {len(samples)} completions")

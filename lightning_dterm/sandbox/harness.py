@@ -217,8 +217,10 @@ def compile_program(program: str, canonical: bool = False) -> tuple[types.CodeTy
     return None, errors
 
 
-_HEADERS = {"def": "def _():", "async": "async def _():", "class": "class _:", "for": "while 1:", "while": "while 1:",
-            "try": "try:", "except": "except Exception:", "finally": "finally:", "else": "else:", "elif": "elif 1:"}  # fmt: skip
+_HEADERS = {
+    "def": "def _():", "async": "async def _():", "class": "class _:", "for": "while 1:", "while": "while 1:",
+    "try": "try:", "except": "except Exception:", "finally": "finally:", "else": "else:", "elif": "elif 1:",
+}  # fmt: skip
 
 
 def _blank(lines: list[str], index: int) -> str:

@@ -122,7 +122,7 @@ class Zygote:
         try:
             child = os.fork()
         except OSError:
-            return self.wire.REPLY.pack(number, 0, 0.0, 0.0, 0, self.wire.NOT_STARTED)
+            return cast(bytes, self.wire.REPLY.pack(number, 0, 0.0, 0.0, 0, self.wire.NOT_STARTED))
         if child == 0:
             os.close(self.trainer)
             self.control.close()
@@ -154,11 +154,11 @@ class Zygote:
                 gone = self.trainer in ready
                 if not ready or gone:
                     os.kill(child, signal.SIGKILL)
-                    return self.wire.TIMED_OUT
+                    return int(self.wire.TIMED_OUT)
                 data = self.control.recv(self.wire.REQUEST.size)
                 if not data or self.wire.REQUEST.unpack(data)[1] == number:
                     os.kill(child, signal.SIGKILL)
-                    return self.wire.STOPPED
+                    return int(self.wire.STOPPED)
         finally:
             os.close(handle)
 
@@ -197,7 +197,7 @@ def _preload() -> None:
     ``random`` asks to be reseeded after each fork, which costs more than the fork and makes verdicts depend on chance.
     """
     register = os.register_at_fork
-    os.register_at_fork = lambda **hooks: None  # type: ignore[assignment]
+    os.register_at_fork = lambda **hooks: None
     try:
         for name in PRELOAD:
             importlib.import_module(name)

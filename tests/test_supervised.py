@@ -1,0 +1,133 @@
+"""The warm start: its loss against transformers' own, micro-batches, learning, export; and making an actor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning_dterm.init_actor import init_actor, train_tokenizer
+from lightning_dterm.modules.config import GenerationConfig
+from lightning_dterm.modules.loading import ActorConfig
+from lightning_dterm.modules.supervised import SupervisedModule
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.tiny import TextData, text_task, tiny_actor
+
+
+@pytest.fixture(scope="module")
+def actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tiny_actor(tmp_path_factory.mktemp("actor"))
+
+
+def supervised(actor: Path, **kwargs: object) -> SupervisedModule:
+    module = SupervisedModule(ActorConfig(path=str(actor)), GenerationConfig(64, 16), **kwargs)  # type: ignore[arg-type]
+    module.configure_model()
+    return module
+
+
+def mean_loss(module: SupervisedModule, tasks) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    parts = module.micro_batches(tasks)
+    return sum(module.loss_sum(*part) for part in parts) / sum(w[:, 1:].sum() for _, _, w in parts)
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 1.0])
+def test_loss_is_transformers_own(actor: Path, prompt_weight: float) -> None:
+    tasks = [text_task(i, "x" * (1 + 3 * i)) for i in range(5)]
+    module = supervised(actor, prompt_loss_weight=prompt_weight)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(actor).eval(), AutoTokenizer.from_pretrained(actor)
+    total, tokens = 0.0, 0
+    for task in tasks:
+        prompt = tokenizer(task.prompt)["input_ids"]
+        target = [*tokenizer(task.reference)["input_ids"], tokenizer.eos_token_id]
+        labels = torch.tensor([(prompt if prompt_weight else [-100] * len(prompt)) + target])
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([prompt + target]), labels=labels).loss
+        counted = int((labels[:, 1:] != -100).sum())
+        total, tokens = total + float(loss) * counted, tokens + counted
+    assert float(mean_loss(module, tasks)) == pytest.approx(total / tokens, abs=1e-5)
+
+
+def test_micro_batches_change_nothing(actor: Path) -> None:
+    tasks = [text_task(i, "x" * (1 + 2 * i)) for i in range(7)]
+    gradients = []
+    for size in (None, 1, 3):
+        module = supervised(actor, micro_batch_size=size)
+        mean_loss(module, tasks).backward()
+        gradients.append([p.grad.clone() for p in module.language_model.parameters()])
+    for other in gradients[1:]:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
+
+
+def test_it_learns_and_exports(actor: Path, tmp_path: Path) -> None:
+    module = SupervisedModule(
+        ActorConfig(path=str(actor)),
+        GenerationConfig(16, 8),
+        lr=1e-2,
+        warmup_steps=5,
+        micro_batch_size=4,
+        export_dir=str(tmp_path / "out"),
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=60,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, datamodule=TextData(batch_size=8, size=16))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    task = text_task(3)
+    prompt = torch.tensor([tokenizer(task.prompt)["input_ids"]])
+    out = model.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :]
+    assert tokenizer.decode(out, skip_special_tokens=True) == task.reference
+    assert module.complete([task], 0.0).texts == [task.reference]
+
+
+def test_over_long_rows_are_cut_and_counted(actor: Path) -> None:
+    module = supervised(actor, max_target_length=2)
+    ids, mask, weights = module.encode([text_task(0, "y" * 200)])
+    assert module.overlong_prompts == 1
+    assert module.cut_references == 1
+    assert int(mask.sum()) == 64 + 2
+    assert int((weights > 0).sum()) == 2
+    assert ids.shape == mask.shape == weights.shape
+
+
+def test_unknown_schedule_is_refused(actor: Path) -> None:
+    with pytest.raises(ValueError, match="schedule"):
+        supervised(actor, schedule="linearish")
+
+
+TOKENIZER = train_tokenizer(["def getName(self):\n    return self.name_of[0]\n", "x = 10 + 23\n"], 300)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_trained_tokenizer_round_trips_any_text(text: str) -> None:
+    if "<|" in text:
+        return  # special tokens are special
+    ids = TOKENIZER(text)["input_ids"]
+    assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_init_actor_makes_what_it_says(tmp_path: Path) -> None:
+    class Python(TextData):
+        def train_tasks(self):  # type: ignore[no-untyped-def]
+            return [text_task(i, "def f(x): return x + 1\n") for i in range(20)]
+
+    for name in ("a", "b"):
+        init_actor(Python(batch_size=1), str(tmp_path / name), vocab_size=270, hidden_size=16, layers=1, heads=2)
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("a", "b"))
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert tokenizer.eos_token_id != tokenizer.pad_token_id
+    assert one.config.eos_token_id == tokenizer.eos_token_id
+    assert one.config.vocab_size == len(tokenizer) <= 270
