@@ -110,7 +110,13 @@ class CodeDataModule(L.LightningDataModule):
             shuffle=training,
             seed=self.seed,
             drop_last=training,
+            max_batches=self._max_batches() if training else None,
         )
+
+    def _max_batches(self) -> int | None:
+        """``trainer.limit_train_batches`` where it is a number: the sampler must know where an epoch ends to resume."""
+        limit = self.trainer.limit_train_batches if self.trainer is not None else None
+        return limit if isinstance(limit, int) else None
 
     def _loader(self, split: str) -> DataLoader[CodeTask]:
         sampler = self._sampler(split)

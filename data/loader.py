@@ -55,6 +55,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
         drop_last: True (training): every batch is full, up to ``G - 1`` rows of an epoch's order are left out. False
             (evaluation): every row is used exactly once; all ranks get the same number of batches, the last of which
             may be short or empty on some.
+        max_batches: End an epoch after so many batches (``trainer.limit_train_batches``); None: all.
 
     Raises:
         ValueError: for a size, rank or seed out of range.
@@ -69,6 +70,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        max_batches: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -78,6 +80,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
             raise ValueError(f"seed must not be negative, got {seed}")
         self.length, self.batch_size, self.rank, self.world_size = length, batch_size, rank, world_size
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.max_batches = max_batches
         self.epoch = 0
         self.first_batch = 0
 
@@ -113,7 +116,8 @@ class ShardedBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         full, rest = divmod(self.length, self.global_batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        batches = full + (rest > 0 and not self.drop_last)
+        return batches if self.max_batches is None else min(batches, self.max_batches)
 
 
 class ResumableDataLoader(DataLoader[CodeTask]):
@@ -142,17 +146,15 @@ class ResumableDataLoader(DataLoader[CodeTask]):
         self._order = sampler
         self._epoch = 0
         self._taken = 0
-        self._resume: tuple[int, int] | None = None
+        self._placed = False
 
     def __iter__(self) -> Iterator[TaskBatch]:  # type: ignore[override]
-        # A generator: nothing runs before the first `next`, so the epoch that Lightning sets *after* it has called
-        # `iter` is the one that counts.
-        start = (self._order.epoch, 0)
-        if self._resume is not None:
-            # Lightning's epoch counter may lag behind at an epoch's end; it may also be ahead, when
-            # `limit_train_batches` ended the epoch early. What was really consumed must not be consumed again.
-            start, self._resume = max(start, self._resume), None
-        self._epoch, self._taken = start
+        # A generator: nothing runs before the first `next`. Training is one stream: where Lightning drops an iterator
+        # within an epoch (it does so after a resume at an epoch's end) or stops there (`max_steps`), the next one goes
+        # on from that row, whatever Lightning's own epoch counter says. That counter only tells where a new loader
+        # starts: Lightning restores no loader state at the end of an epoch. Evaluation starts at its first row.
+        self._epoch, self._taken = self._position() if self._order.drop_last else (0, 0)
+        self._placed = True
         self._order.set_epoch(self._epoch)
         self._order.first_batch = self._taken
         try:
@@ -163,15 +165,19 @@ class ResumableDataLoader(DataLoader[CodeTask]):
             self._taken += 1
             yield batch
 
+    def _position(self) -> tuple[int, int]:
+        """Epoch and batch that come next."""
+        if not self._placed:
+            return self._order.epoch, 0
+        return (self._epoch, self._taken) if self._taken < len(self) else (self._epoch + 1, 0)
+
     def _fingerprint(self) -> dict[str, int]:
         order = self._order
         return {"rows": order.length, "global_batch_size": order.global_batch_size, "seed": order.seed}
 
     def state_dict(self) -> dict[str, int]:
         """Position (``epoch``, ``batches`` taken from it) and what it depends on; the same on every rank."""
-        epoch, taken = self._resume or max((self._epoch, self._taken), (self._order.epoch, 0))
-        if taken >= len(self):
-            epoch, taken = epoch + 1, 0
+        epoch, taken = self._position()
         return {"epoch": epoch, "batches": taken, **self._fingerprint()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -187,5 +193,5 @@ class ResumableDataLoader(DataLoader[CodeTask]):
                     f"run has {key}={here}; restore the setting (rows: the same data files and limit_train; global "
                     "batch size: the data's batch_size) or start a new run without ckpt_path"
                 )
-        self._resume = (int(state_dict["epoch"]), int(state_dict["batches"]))
-        self._order.set_epoch(self._resume[0])
+        self._epoch, self._taken = int(state_dict["epoch"]), int(state_dict["batches"])
+        self._placed = True

@@ -9,8 +9,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_dterm.callbacks.stop import GracefulStop, resume_command, stopped_by_signal
 
+from lightning_dterm.callbacks.stop import GracefulStop, resume_command, stopped_by_signal
 from lightning_dterm.cli import DTermTrainer
 from tests.cli_stand_in import StandInData, StandInModule, events
 

@@ -135,8 +135,9 @@ class Zygote:
         self._reap_orphans()
         self._clean()
         wall = time.monotonic() - started
-        return self.wire.REPLY.pack(
-            number, status, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024, flags
+        return cast(
+            bytes,
+            self.wire.REPLY.pack(number, status, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024, flags),
         )
 
     def _watch(self, child: int, number: int, deadline: float) -> int:
