@@ -3,8 +3,8 @@
 #   make test         same installation, run the test suite
 # Further: make venv | lint | format | types | wheel | clean
 #
-# Variables: PYTHON=python3.12 (interpreter for .venv), TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
-# (where to take torch from), PYTEST_ARGS="-x tests/test_cli.py", QUICKSTART_ARGS="--trainer.max_steps 10".
+# Variables: PYTHON=python3.12 (interpreter for .venv), TORCH_PIP_ARGS="..."
+# (further pip arguments for torch, such as an index of CPU builds), PYTEST_ARGS="-x tests/test_cli.py", QUICKSTART_ARGS="--trainer.max_steps 10".
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

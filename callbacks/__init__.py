@@ -1,5 +1,5 @@
 from lightning_dterm.callbacks.attribution import TokenAttribution as TokenAttribution
 from lightning_dterm.callbacks.progress import PhaseProgressBar as PhaseProgressBar
+from lightning_dterm.callbacks.rewards import RewardComputation as RewardComputation
 from lightning_dterm.callbacks.samples import SampleTableLogger as SampleTableLogger
 from lightning_dterm.callbacks.stop import GracefulStop as GracefulStop
-from lightning_dterm.callbacks.rewards import RewardComputation as RewardComputation

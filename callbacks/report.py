@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_dterm.callbacks.stop import stopped_by_signal
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.metrics import FIGURES, SampleTable
 from lightning_dterm.modules.distributed import all_sum
@@ -24,7 +25,7 @@ Table = dict[str, Any]  # what SampleTable.compute gives
 
 
 class BeforeAfterReport(RolloutCallback):
-    """Evaluates the test split before the first rollout and after the last, and writes ``summary.json``.
+    """Evaluates a split before the first rollout and after the last, and writes ``summary.json``.
 
     Each task is answered greedily and, separately, by sampling at temperature 1. ``kl`` is the mean over the sampled
     answers of ``log actor - log reference``, in nats per sequence.
@@ -32,10 +33,14 @@ class BeforeAfterReport(RolloutCallback):
     Args:
         path: The JSON file, e.g. ``runs/quickstart/summary.json``.
         metrics: Columns of the printed table.
+        split: The split; tune on ``validation``, report on ``test``.
     """
 
-    def __init__(self, path: str, metrics: list[str] | None = None) -> None:
+    def __init__(
+        self, path: str, metrics: list[str] | None = None, split: Literal["test", "validation"] = "test"
+    ) -> None:
         self.path = Path(path)
+        self.split = split
         self.metrics = metrics or ["success", "exact_match", "bleu", "compile_rate", "length"]
         self._before: dict[str, Table] = {}
         self._train_seconds = 0.0
@@ -63,8 +68,8 @@ class BeforeAfterReport(RolloutCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the trained actor where the run reached its end, and write the summary."""
         self._train_seconds, self._started = self._seconds(), None
-        if 0 < trainer.max_steps > trainer.global_step:
-            return
+        if stopped_by_signal(trainer) or 0 < trainer.max_steps > trainer.global_step:
+            return  # not the end of the run: it will be resumed
         after, kl = self._evaluate(trainer, pl_module)  # type: ignore[arg-type]
         if not trainer.is_global_zero:
             return
@@ -76,10 +81,11 @@ class BeforeAfterReport(RolloutCallback):
 
     def _evaluate(self, trainer: L.Trainer, module: PPOModule) -> tuple[dict[str, Table], float]:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        datamodule.setup("test")
+        datamodule.setup("test" if self.split == "test" else "validate")
+        loader = datamodule.test_dataloader() if self.split == "test" else datamodule.val_dataloader()
         tables = {mode: SampleTable().to(module.device) for mode in MODES}
         kl = torch.zeros(2, dtype=torch.float64, device=module.device)
-        for batch in datamodule.test_dataloader():
+        for batch in loader:
             tasks = list(batch)
             for mode, temperature in MODES.items():
                 kl += self._answer(module, tasks, tables[mode], temperature)
@@ -111,7 +117,7 @@ class BeforeAfterReport(RolloutCallback):
 
         for mode in MODES:
             part = summary if mode == "greedy" else summary["sampled"]
-            table = RichTable(title=f"test split, {mode}: before -> after {trainer.global_step} rollouts")
+            table = RichTable(title=f"{self.split} split, {mode}: before -> after {trainer.global_step} rollouts")
             table.add_column("task type")
             for metric in self.metrics:
                 table.add_column(metric, justify="right")
@@ -120,7 +126,7 @@ class BeforeAfterReport(RolloutCallback):
             table.add_section()
             means = {"success": part["mean_success"]}
             table.add_row("mean", *(_cell(metric, means[metric]) if metric in means else "" for metric in self.metrics))
-            Console().print(table)
+            Console(width=max(100, Console().width)).print(table)
         print(
             f"KL to the reference {summary['kl']:.3f} nats per sequence; trained {summary['train_seconds']:.0f} s\n"
             f"summary:     {self.path}\nTensorBoard: tensorboard --logdir {trainer.log_dir}"

@@ -6,28 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
 from lightning_dterm.init_actor import train_tokenizer
 from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, LoraSettings
 from lightning_dterm.modules.loading import ActorConfig, ActorLoadError, load_causal_lm, load_tokenizer
 from lightning_dterm.rl.generation import generate, sample_uniforms
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16], [40, 41]]
 
 
 def save_model(folder: Path, family: str = "qwen2") -> Path:
     tokenizer = train_tokenizer(["def f(x):\n    return x\n"], 280)
-    shape = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
     torch.manual_seed(3)
     if family == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=True, attention_dropout=0.5))
@@ -52,7 +53,11 @@ def rollout(policy: ActorCritic, temperature: float, limit: int = 12):  # type: 
     uniforms = sample_uniforms([("test", i) for i in range(len(PROMPTS))], limit)
     # many tokens end a response, so that lengths differ
     ends = list(range(0, 280, 9))
-    return ids, mask, generate(policy.language_model, ids, mask, uniforms, eos_ids=ends, pad_id=1, temperature=temperature)
+    return (
+        ids,
+        mask,
+        generate(policy.language_model, ids, mask, uniforms, eos_ids=ends, pad_id=1, temperature=temperature),
+    )
 
 
 def row_by_row(model, responses, temperature: float) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -161,12 +166,11 @@ def test_lora_gradients_reach_the_right_adapter(path: Path) -> None:
 
 def test_gradient_checkpointing_changes_nothing(path: Path) -> None:
     gradients = []
+    ids, mask, responses = rollout(ActorCritic(ActorConfig(path=str(path)), CriticConfig(kind="shared")), 1.0)
     for checkpointing in (False, True):
         config = ActorConfig(path=str(path), gradient_checkpointing=checkpointing)
         policy = ActorCritic(config, CriticConfig(kind="shared")).train()
         assert policy.training == checkpointing
-        ids, mask, responses = rollout(policy, 1.0) if not gradients else shared
-        shared = ids, mask, responses
         scores = policy(ids, mask, responses.ids, responses.mask, actor=True, critic=True)
         (scores.logprobs.sum() + scores.values.square().sum()).backward()
         gradients.append([p.grad.clone() for p in policy.actor_parameters()])
@@ -185,8 +189,8 @@ def test_empty_rows_still_reach_every_parameter(path: Path) -> None:
 def test_bad_settings_name_the_culprit(path: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs LoRA"):
         ActorCritic(ActorConfig(path=str(path)), CriticConfig(kind="adapter"))
+    config = ActorConfig(path=str(path), gradient_checkpointing=True)
     with pytest.raises(ValueError, match="gradient_checkpointing"):
-        config = ActorConfig(path=str(path), gradient_checkpointing=True)
         ActorCritic(config, CriticConfig(kind="adapter"), LoraSettings())
     with pytest.raises(ValueError, match="bf16-mixed"):
         ActorCritic(ActorConfig(path=str(path), dtype="bfloat16"), CriticConfig())

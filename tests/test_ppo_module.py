@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from lightning_dterm.dterm import HypernetworkWeighting
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.actor_critic import CriticConfig, LoraSettings
@@ -20,8 +22,6 @@ from lightning_dterm.modules.config import GenerationConfig, KLConfig, Optimizer
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.types import Rollout
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
 
 

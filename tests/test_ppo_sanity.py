@@ -7,13 +7,13 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.actor_critic import CriticConfig
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.types import Rollout
-
 from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
 
 

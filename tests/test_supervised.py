@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from lightning_dterm.init_actor import init_actor, train_tokenizer
 from lightning_dterm.modules.config import GenerationConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.supervised import SupervisedModule
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from tests.tiny import TextData, text_task, tiny_actor
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning_dterm.callbacks import RewardComputation, TokenAttribution
-from lightning_dterm.data.base import CodeDataModule
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from lightning_dterm.callbacks import RewardComputation, TokenAttribution
+from lightning_dterm.data.base import CodeDataModule
 from lightning_dterm.init_actor import train_tokenizer
 from lightning_dterm.rewards import RewardComponent
 from lightning_dterm.types import CodeTask, RewardResult, Sample

@@ -74,14 +74,14 @@ class CodeModule(L.LightningModule):
 
     @property
     def _pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        return int(self.tokenizer.pad_token_id)
 
     @property
     def eos_ids(self) -> list[int]:
         """Tokens that end a response: the tokenizer's and those of the model's own generation settings."""
         configured = getattr(getattr(self.language_model, "generation_config", None), "eos_token_id", None)
         extra = configured if isinstance(configured, list) else [configured] if configured is not None else []
-        return sorted({int(self.tokenizer.eos_token_id), *map(int, extra)})  # type: ignore[arg-type]
+        return sorted({int(self.tokenizer.eos_token_id), *map(int, extra)})
 
     def respond(
         self,
@@ -113,7 +113,7 @@ class CodeModule(L.LightningModule):
     def decode(self, responses: Responses) -> list[str]:
         """Texts without special tokens, untouched otherwise."""
         return [
-            self.tokenizer.decode(ids[mask.bool()], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            str(self.tokenizer.decode(ids[mask.bool()], skip_special_tokens=True, clean_up_tokenization_spaces=False))
             for ids, mask in zip(responses.ids.cpu(), responses.mask.cpu(), strict=True)
         ]
 

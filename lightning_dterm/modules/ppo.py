@@ -382,6 +382,6 @@ class PPOModule(CodeModule):
             if not isinstance(actor, PeftModel):
                 actor.save_pretrained(folder)  # type: ignore[operator]
             elif not merge:
-                actor.save_pretrained(folder, selected_adapters=["actor"])
+                actor.save_pretrained(str(folder), selected_adapters=["actor"])
             else:
                 checkpoints.merged_copy(actor).save_pretrained(folder)

@@ -94,7 +94,7 @@ class SupervisedModule(CodeModule):
         for task in tasks:
             prompt = self.tokenizer(task.prompt, add_special_tokens=True)["input_ids"]
             target = self.tokenizer(task.reference, add_special_tokens=False)["input_ids"]
-            target = [*target, int(self.tokenizer.eos_token_id)]  # type: ignore[arg-type]
+            target = [*target, int(self.tokenizer.eos_token_id)]
             self.overlong_prompts += len(prompt) > self.generation.max_prompt_length
             self.cut_references += len(target) > self.max_target_length
             prompt = prompt[-self.generation.max_prompt_length :]
