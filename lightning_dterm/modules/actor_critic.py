@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm
+from lightning_dterm.modules.sharding import unsharded
+from lightning_dterm.rl.generation import Responses, generate
 from lightning_dterm.rl.logprobs import token_logprobs
 
 CriticKind = Literal["separate", "shared", "adapter"]
@@ -175,6 +177,11 @@ class ActorCritic(nn.Module):
         if reference:
             ref_logprobs = self._reference_logprobs(batch, temperature)
         return Scores(logprobs, ref_logprobs, values, entropy)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Responses:
+        """Sample from the actor, see :func:`lightning_dterm.rl.generation.generate`; arguments after the model."""
+        with unsharded(self):
+            return generate(self.language_model, *args, **kwargs)
 
     def _critic_values(self, batch: _Batch) -> Tensor:
         if self.critic is not None:

@@ -92,23 +92,19 @@ class CodeModule(L.LightningModule):
         top_p: float,
     ) -> Responses:
         """Sample one response a row; row b's randomness is a pure function of ``keys[b]``."""
-        with self.gathered_weights():
-            return generate(
-                self.language_model,
-                prompt_ids,
-                prompt_mask,
-                sample_uniforms(keys, self.generation.max_new_tokens),
-                eos_ids=self.eos_ids,
-                pad_id=self._pad_id,
-                temperature=temperature,
-                top_p=top_p,
-            )
+        return self.generate_responses(
+            prompt_ids,
+            prompt_mask,
+            sample_uniforms(keys, self.generation.max_new_tokens),
+            eos_ids=self.eos_ids,
+            pad_id=self._pad_id,
+            temperature=temperature,
+            top_p=top_p,
+        )
 
-    def gathered_weights(self) -> Any:
-        """Context in which the whole actor is resident on this rank (see :mod:`lightning_dterm.modules.sharding`)."""
-        from lightning_dterm.modules.sharding import unsharded
-
-        return unsharded(self)
+    def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
+        """:func:`generate` with the language model; overridden where the weights lie sharded."""
+        return generate(self.language_model, *args, **kwargs)
 
     def decode(self, responses: Responses) -> list[str]:
         """Texts without special tokens, untouched otherwise."""

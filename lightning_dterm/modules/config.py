@@ -55,6 +55,8 @@ class PPOConfig:
         dual_clip: Lower bound factor where the advantage is negative; None switches it off.
         value_coef: Weight of the value loss.
         entropy_coef: Weight of the entropy bonus.
+        baseline: ``critic``, or ``leave_one_out``: also subtract the mean total reward of the prompt's other samples,
+            on the tokens where this sample's reward lies; the critic then learns what that leaves.
         whiten_advantages: Shift and scale advantages to mean 0, variance 1 over all ranks.
         target_kl: Stop the epochs of a rollout once the approximate KL to its own policy passes 1.5 times this.
         critic_warmup: Rollouts at the start that train the critic alone.
@@ -75,6 +77,7 @@ class PPOConfig:
     dual_clip: float | None = None
     value_coef: float = 0.5
     entropy_coef: float = 0.0
+    baseline: Literal["critic", "leave_one_out"] = "critic"
     whiten_advantages: bool = True
     target_kl: float | None = None
     critic_warmup: int = 0

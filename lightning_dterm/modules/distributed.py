@@ -40,6 +40,9 @@ class Means:
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._sums
+
     def add(self, name: str, total: float | Tensor, weight: float | Tensor = 1.0) -> None:
         """Add a sum and the weight (number of items) it stands for."""
         old_total, old_weight = self._sums.get(name, (0.0, 0.0))

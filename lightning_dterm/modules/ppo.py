@@ -23,10 +23,11 @@ from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.distributed import Means, all_gather, all_sum, global_order, seed_everything, world_size
 from lightning_dterm.modules.loading import ActorConfig
-from lightning_dterm.modules.sharding import is_sharded, shard
+from lightning_dterm.modules.sharding import is_sharded, shard, unsharded
 from lightning_dterm.modules.update import PPOUpdate
+from lightning_dterm.rl.baseline import leave_one_out, spread_baseline
 from lightning_dterm.rl.gae import generalized_advantages
-from lightning_dterm.rl.generation import derive_seed
+from lightning_dterm.rl.generation import Responses, derive_seed
 from lightning_dterm.rl.kl import KLController, kl_estimate
 from lightning_dterm.rl.whitening import explained_variance, whiten
 from lightning_dterm.types import CodeTask, Rollout
@@ -111,6 +112,10 @@ class PPOModule(CodeModule):
         mesh = getattr(self, "device_mesh", None)
         if mesh is not None:
             shard(self.policy, mesh["data_parallel"])
+
+    def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
+        """Sample from the actor, gathered on this rank for as long as that takes."""
+        return self._policy.generate(*args, **kwargs)
 
     def configure_weighting(self, names: tuple[str, ...]) -> None:
         """Build the weighting's parameters for these components, the same on every rank."""
@@ -262,10 +267,14 @@ class PPOModule(CodeModule):
             weighted = weighted & rollout.finished
         mask = rollout.response_mask.bool() & weighted.to(self.device)[:, None]
         rewards = rollout.token_rewards.to(self.device, torch.float32).clone()
+        rows = torch.arange(len(rollout), device=self.device)
+        last = rollout.response_mask.sum(-1).sub(1).clamp(min=0)
         if self.ppo.missing_eos == "penalty":
-            last = rollout.response_mask.sum(-1).sub(1).clamp(min=0)
-            rewards[torch.arange(len(rollout)), last] -= self.ppo.missing_eos_penalty * (~rollout.finished).float()
+            rewards[rows, last] -= self.ppo.missing_eos_penalty * (~rollout.finished).float()
         rewards = rewards - self._kl_penalty(rollout, means)
+        if self.ppo.baseline == "leave_one_out":
+            others = leave_one_out((rewards * mask).sum(-1), rollout.group.to(self.device), mask.any(-1))
+            rewards = rewards - spread_baseline(others, rollout.token_rewards.to(self.device), last)
         rollout.advantages, rollout.returns = generalized_advantages(
             rewards, rollout.values, mask, self.ppo.gamma, self.ppo.lam
         )
@@ -304,10 +313,10 @@ class PPOModule(CodeModule):
         means.add("rollout/truncated", (~rollout.finished).sum(), len(rollout))
         means.add("rollout/left_out", (~mask.any(-1)).sum(), len(rollout))
         if rollout.outcome is not None:
-            means.add_masked("rollout/outcome", rollout.outcome, ~rollout.outcome.isnan())
+            means.add_masked("reward/outcome", rollout.outcome, ~rollout.outcome.isnan())
         for column, name in enumerate(rollout.component_names):
             applicable = ~rollout.scores[:, column].isnan()
-            means.add_masked(f"score/{name}", rollout.scores[:, column], applicable)
+            means.add_masked(f"reward/{name}", rollout.scores[:, column], applicable)
             for task_type in sorted({task.task_type for task in rollout.tasks}):
                 rows = applicable & torch.tensor([t.task_type == task_type for t in rollout.tasks]).to(applicable)
                 means.add_masked(f"weight/{task_type}/{name}", rollout.alpha[:, column], rows)
@@ -360,7 +369,7 @@ class PPOModule(CodeModule):
             world_size() * tokens * self.ppo.epochs / max(self.seconds["update"], 1e-9),
         )
         for name, value in (*rollout.metrics.items(), *self.weighting.metrics().items()):
-            if math.isfinite(value):
+            if math.isfinite(value) and name not in means:
                 means.add(name, value)
         merged = means.reduce()
         rollout.metrics.update(merged)
@@ -377,7 +386,7 @@ class PPOModule(CodeModule):
         checkpoints.restore(self, checkpoint)
 
     def _export_model(self, folder: Path, merge: bool) -> None:
-        with self.gathered_weights():
+        with unsharded(self._policy):
             actor = self._policy.actor
             if not isinstance(actor, PeftModel):
                 actor.save_pretrained(folder)  # type: ignore[operator]

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 def shard(policy: nn.Module, mesh: DeviceMesh) -> None:
     """Shard every decoder layer of actor, reference and critic, then the rest of ``policy`` as their root."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for module in list(policy.modules()):
         if isinstance(module, nn.ModuleList) and len(module) and _is_block_list(module):
             for block in module:
                 fully_shard(block, mesh=mesh)
-    fully_shard(policy, mesh=mesh)
+    root = fully_shard(policy, mesh=mesh)
+    # the first call on a sharded model must go through its root, and the first thing a run does is generate
+    register_fsdp_forward_method(root, "generate")
 
 
 def _is_block_list(modules: nn.ModuleList) -> bool:

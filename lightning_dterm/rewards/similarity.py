@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 from sacrebleu.metrics.bleu import BLEU
 
 from lightning_dterm.rewards.base import PROSE, RewardComponent, is_empty
-from lightning_dterm.types import CodeTask, RewardResult, Sample
+from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
 
 # Longest operators first. Quotes are tokens of their own, so the words of a string or comment are compared one by one.
 _CODE_TOKEN = re.compile(
@@ -27,16 +28,41 @@ def tokenize(text: str, language: str) -> list[str]:
     return (_WORD if language == PROSE else _CODE_TOKEN).findall(text)
 
 
+def mismatches(text: str, reference: str, language: str) -> list[tuple[int, int]]:
+    """Character ranges of the tokens of ``text`` that keep it from being ``reference``.
+
+    Tokens are aligned by matching blocks (Ratcliff and Obershelp, :mod:`difflib`). A token that is replaced or not in
+    the reference is a mismatch; where reference tokens are missing, it is the token that follows the gap (the last
+    one at the end), since there the writer went on too early.
+    """
+    pattern = _WORD if language == PROSE else _CODE_TOKEN
+    matches = list(pattern.finditer(text))
+    own, wanted = [match.group() for match in matches], pattern.findall(reference)
+    wrong: set[int] = set()
+    for kind, start, end, _, _ in SequenceMatcher(None, own, wanted, autojunk=False).get_opcodes():
+        if kind == "insert":
+            wrong.add(min(start, len(own) - 1))
+        elif kind != "equal":
+            wrong.update(range(start, end))
+    return [matches[index].span() for index in sorted(wrong) if index >= 0]
+
+
 class SimilarityReward(RewardComponent):
     """Sentence BLEU-4 / 100 against the reference, by sacrebleu.
 
     Clipped n-gram precisions of order 1 to 4 (``effective_order``: only the orders the completion is long enough
     for), brevity penalty, and ``exp`` smoothing (NIST's: the k-th precision without a match counts as ``1 / 2^k``
-    of one match), so short programs do not drop to 0. No evidence: uniform. Applies where there is a reference.
+    of one match), so short programs do not drop to 0. Applies where there is a reference.
+
+    Args:
+        name: Name in logs and weights.
+        blame_mismatches: Give the tokens that differ from the reference as evidence, so that dense attribution charges
+            the loss to them; False: no evidence, uniform.
     """
 
-    def __init__(self, name: str = "similarity") -> None:
+    def __init__(self, name: str = "similarity", blame_mismatches: bool = True) -> None:
         self.name = name
+        self.blame_mismatches = blame_mismatches
         self._bleu = BLEU(smooth_method="exp", effective_order=True, tokenize="none", force=True)
 
     def applies_to(self, task: CodeTask) -> bool:
@@ -45,7 +71,17 @@ class SimilarityReward(RewardComponent):
 
     def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
         """BLEU of each completion's code (or prose) on its own."""
-        return [RewardResult(0.0 if is_empty(sample) else self._score(sample)) for sample in samples]
+        return [
+            RewardResult(0.0) if is_empty(sample) else RewardResult(self._score(sample), self._evidence(sample))
+            for sample in samples
+        ]
+
+    def _evidence(self, sample: Sample) -> tuple[Span, ...]:
+        if not self.blame_mismatches:
+            return ()
+        offset = len(sample.task.prefix)
+        ranges = mismatches(sample.code, sample.task.reference, sample.task.language)
+        return tuple(Span(start + offset, end + offset) for start, end in ranges)
 
     def _score(self, sample: Sample) -> float:
         language = sample.task.language
