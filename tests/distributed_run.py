@@ -11,8 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
+from lightning_dterm.checkpointing import AtomicCheckpointIO
 from lightning_dterm.dterm import HypernetworkWeighting
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.actor_critic import CriticConfig, LoraSettings
@@ -82,16 +84,22 @@ def main() -> None:
     parser.add_argument("--critic", default="separate")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--save")
+    parser.add_argument("--checkpoints")
     parser.add_argument("--resume")
     args = parser.parse_args()
     torch.set_num_threads(1)
     module, record = build(args), Record()
     components = [ScoreOf("share", share_of_a), ScoreOf("long", lambda text: min(1.0, len(text) / 12))]
+    callbacks: list[L.Callback] = [record]
+    if args.checkpoints:
+        callbacks.append(ModelCheckpoint(args.checkpoints, every_n_train_steps=1, save_last=True, save_top_k=1))
     trainer = tiny_trainer(
         Path(args.out).parent,
         components,
         args.steps,
-        callbacks=[record],
+        callbacks=callbacks,
+        enable_checkpointing=bool(args.checkpoints),
+        plugins=[AtomicCheckpointIO()],
         devices=args.devices,
         strategy=strategy_of(args.strategy, args.devices),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,24 @@ def actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_actor(tmp_path_factory.mktemp("actor"))
 
 
-def launch(out: Path, actor: Path, devices: int = 1, strategy: str = "ddp", **options: Any) -> list[dict[str, Any]]:
-    """Run to the end and give each rank's record; a hung rank ignores SIGTERM, so the whole group is killed."""
+def command_of(out: Path, actor: Path, devices: int, strategy: str, **options: Any) -> list[str]:
     command = [sys.executable, str(SCRIPT), "--actor", str(actor), "--out", str(out)]
     command += ["--devices", str(devices), "--strategy", strategy]
     for name, value in options.items():
         command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return command
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
     )
+
+
+def launch(out: Path, actor: Path, devices: int = 1, strategy: str = "ddp", **options: Any) -> list[dict[str, Any]]:
+    """Run to the end and give each rank's record; a hung rank ignores SIGTERM, so the whole group is killed."""
+    process = start(command_of(out, actor, devices, strategy, **options))
     try:
         output, _ = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
@@ -93,3 +103,33 @@ def test_lora_with_a_critic_adapter_on_two_processes(actor: Path, tmp_path: Path
     two = launch(tmp_path / "two", actor, devices=2, strategy="ddp", **options)[0]
     assert_same_weights(one, two, 1e-4)
     assert_same_metrics(one, two, 1e-4)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(actor: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments after the first checkpoint; then resume from the last one."""
+    steps = 12
+    whole = launch(tmp_path / "whole", actor, steps=steps)[0]
+    folder = tmp_path / "checkpoints"
+    last, options = folder / "last.ckpt", {"steps": steps, "checkpoints": folder}
+    generator = random.Random(0)
+    kills = 0
+    for _ in range(2):
+        resume = {"resume": last} if last.exists() else {}
+        process = start(command_of(tmp_path / "killed", actor, 1, "ddp", **options, **resume))
+        deadline = time.monotonic() + 120
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            if last.exists() and last.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.01)
+        time.sleep(generator.random())
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert last.exists()
+    assert kills > 0
+    done = torch.load(last, weights_only=True)["global_step"]
+    end = launch(tmp_path / "end", actor, **options, resume=last)[0]
+    assert_same_weights(whole, end, 0.0)
+    assert end["metrics"] == whole["metrics"][done:]
+    assert end["kl_coef"] == whole["kl_coef"]

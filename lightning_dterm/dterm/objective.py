@@ -234,6 +234,8 @@ class OutcomeRanking(MetaObjective):
         Raises:
             ValueError: It belongs to other components.
         """
+        if not isinstance(state, dict):
+            return  # torch's distributed loader hands over a placeholder for what it does not carry
         if tuple(state["component_names"]) != self.component_names:
             raise ValueError(
                 f"the saved weighting was trained with components {list(state['component_names'])}, this run has "

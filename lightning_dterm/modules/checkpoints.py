@@ -6,12 +6,14 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from lightning_dterm.modules.ppo import PPOModule
 
 KEY = "lightning_dterm"
+_EXTRA = "_extra_state"
 
 
 class ResumeError(ValueError):
@@ -29,7 +31,7 @@ def save(module: PPOModule, checkpoint: dict[str, Any]) -> None:
     checkpoint["state_dict"] = {
         name: tensor
         for name, tensor in checkpoint["state_dict"].items()
-        if name in trainable or name.startswith("weighting.")
+        if name in trainable or (name.startswith("weighting.") and not name.endswith(_EXTRA))
     }
     assert module.policy is not None
     checkpoint[KEY] = {
@@ -37,9 +39,19 @@ def save(module: PPOModule, checkpoint: dict[str, Any]) -> None:
         "actor_path": module.actor_config.path,
         "component_names": list(module.component_names),
         "kl": module.kl_controller.state_dict(),
+        "trained": sorted(trainable & checkpoint["state_dict"].keys()),
+        "weighting": _extra_states(module.weighting),
         "overlong_prompts": module.overlong_prompts,
         "seed": module.seed,
     }
+
+
+def _extra_states(weighting: nn.Module) -> dict[str, Any]:
+    """Extra state by submodule name; kept beside the weights, because FSDP2's loader carries tensors only."""
+    owners = {
+        name: m for name, m in weighting.named_modules() if type(m).get_extra_state is not nn.Module.get_extra_state
+    }
+    return {name: owner.get_extra_state() for name, owner in owners.items()}
 
 
 def restore(module: PPOModule, checkpoint: dict[str, Any]) -> None:
@@ -66,14 +78,15 @@ def restore(module: PPOModule, checkpoint: dict[str, Any]) -> None:
             f"this checkpoint was trained with reward components {', '.join(names)}, the run has "
             f"{', '.join(module.component_names)}: give the same components in the same order"
         )
-    _check_names(module, checkpoint["state_dict"])
+    _check_names(module, set(state["trained"]))
     module.kl_controller.load_state_dict(state["kl"])
+    for name, extra in state["weighting"].items():
+        module.weighting.get_submodule(name).set_extra_state(extra)
     module.overlong_prompts = int(state["overlong_prompts"])
 
 
-def _check_names(module: PPOModule, state_dict: dict[str, Any]) -> None:
+def _check_names(module: PPOModule, saved: set[str]) -> None:
     """Loading is not strict, since frozen weights are absent: make sure that everything else is there."""
-    saved = {name for name in state_dict if not name.startswith("weighting.")}
     wanted = trainable_names(module)
     if saved != wanted:
         missing, surplus = sorted(wanted - saved), sorted(saved - wanted)
