@@ -63,7 +63,11 @@ quickstart: $(STAMP)
 	else \
 	  resume=""; last=$(QUICKSTART)/checkpoints/last.ckpt; \
 	  if [ -f "$$last" ]; then echo "resuming the interrupted run from $$last"; resume="--ckpt_path $$last"; fi; \
-	  $(PY) train.py fit --config configs/quickstart.yaml $$resume $(QUICKSTART_ARGS); \
+	  processes=""; \
+	  if [ "$$($(PY) -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 1)" -ge 2 ]; then \
+	    processes="--config configs/strategy/ddp.yaml"; \
+	  fi; \
+	  $(PY) train.py fit --config configs/quickstart.yaml $$processes $$resume $(QUICKSTART_ARGS); \
 	  [ -f $(QUICKSTART)/summary.json ] || { echo "stopped before the end; make quickstart goes on from there" >&2; exit 1; }; \
 	fi
 

@@ -31,15 +31,15 @@ class BeforeAfterReport(RolloutCallback):
     answers of ``log actor - log reference``, in nats per sequence.
 
     Args:
-        path: The JSON file, e.g. ``runs/quickstart/summary.json``.
+        path: The JSON file; default ``<log_dir>/summary.json``.
         metrics: Columns of the printed table.
         split: The split; tune on ``validation``, report on ``test``.
     """
 
     def __init__(
-        self, path: str, metrics: list[str] | None = None, split: Literal["test", "validation"] = "test"
+        self, path: str | None = None, metrics: list[str] | None = None, split: Literal["test", "validation"] = "test"
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path) if path else None
         self.split = split
         self.metrics = metrics or ["success", "exact_match", "bleu", "compile_rate", "length"]
         self._before: dict[str, Table] = {}
@@ -71,13 +71,15 @@ class BeforeAfterReport(RolloutCallback):
         if stopped_by_signal(trainer) or 0 < trainer.max_steps > trainer.global_step:
             return  # not the end of the run: it will be resumed
         after, kl = self._evaluate(trainer, pl_module)  # type: ignore[arg-type]
+        folder = trainer.log_dir or trainer.default_root_dir  # asked on every rank: it is broadcast
         if not trainer.is_global_zero:
             return
         summary = summarise(self._before, after, kl, self._train_seconds)
         summary["rollouts"] = trainer.global_step
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(summary, indent=2) + "\n")
-        self._print(summary, trainer)
+        path = self.path or Path(folder) / "summary.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(summary, indent=2) + "\n")
+        self._print(summary, trainer, path)
 
     def _evaluate(self, trainer: L.Trainer, module: PPOModule) -> tuple[dict[str, Table], float]:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -111,7 +113,7 @@ class BeforeAfterReport(RolloutCallback):
         ratio = ((scores.logprobs - scores.ref_logprobs) * responses.mask).sum()
         return torch.stack([ratio.double(), ratio.new_tensor(len(tasks)).double()])
 
-    def _print(self, summary: dict[str, Any], trainer: L.Trainer) -> None:
+    def _print(self, summary: dict[str, Any], trainer: L.Trainer, path: Path) -> None:
         from rich.console import Console
         from rich.table import Table as RichTable
 
@@ -129,7 +131,8 @@ class BeforeAfterReport(RolloutCallback):
             Console(width=max(100, Console().width)).print(table)
         print(
             f"KL to the reference {summary['kl']:.3f} nats per sequence; trained {summary['train_seconds']:.0f} s\n"
-            f"summary:     {self.path}\nTensorBoard: tensorboard --logdir {trainer.log_dir}"
+            f"summary:     {path}\nsamples:     {path.parent / 'samples'}\n"
+            f"TensorBoard: tensorboard --logdir {path.parent}"
         )
 
 

@@ -43,11 +43,13 @@ class SampleTableLogger(RolloutCallback):
     def on_update_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
         """Write the table where one is due (counted from the start of the run, so that a resumed run keeps step)."""
         index = trainer.fit_loop.total_batch_idx
-        if index % self.every_n_rollouts or not trainer.is_global_zero:
+        if index % self.every_n_rollouts:
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # a broadcast: every rank must ask
+        if not trainer.is_global_zero:
             return
         step = index + 1
         document = render_samples(rollout, pick_rows(rollout, self.num_samples), self.max_chars, f"Rollout {step}")
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / f"step_{step:06d}.md") as file:
             file.write(document.encode("utf-8", "replace"))

@@ -171,10 +171,10 @@ class CodeModule(L.LightningModule):
         from rich.console import Console
 
         results = self.table.compute()
+        path = Path(self.results or self._log_folder() / "test.json")
         if not self.trainer.is_global_zero:
             return
         Console().print(format_table(results))
-        path = Path(self.results or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "test.json")
         write_json(path, results)
         print(f"test results: {path}")
 
@@ -189,10 +189,14 @@ class CodeModule(L.LightningModule):
 
         own = [row for batch in _flat(self.trainer.predict_loop.predictions) for row in batch]
         rows = [row for part in all_gather(own) for row in part]
+        path = self._log_folder() / "completions.jsonl"
         if self.trainer.is_global_zero:
-            path = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "completions.jsonl"
             write_completions_jsonl(path, rows)
             print(f"{len(rows)} completions: {path}")
+
+    def _log_folder(self) -> Path:
+        """Where results go; all ranks must ask, since Lightning broadcasts ``log_dir``."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
     # --- export ------------------------------------------------------------------------------------------------------
 

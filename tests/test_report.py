@@ -1,0 +1,87 @@
+"""The before/after report on a real tiny run: what it measures, writes, and keeps over a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_dterm.callbacks.report import BeforeAfterReport, summarise
+from lightning_dterm.modules.actor_critic import CriticConfig
+from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
+from lightning_dterm.modules.loading import ActorConfig
+from lightning_dterm.modules.ppo import PPOModule
+from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
+
+
+def module_for(actor: Path) -> PPOModule:
+    return PPOModule(
+        actor=ActorConfig(path=str(actor)),
+        critic=CriticConfig(kind="shared"),
+        generation=GenerationConfig(max_prompt_length=16, max_new_tokens=6, samples_per_prompt=2),
+        ppo=PPOConfig(epochs=2, minibatches=1),
+        kl=KLConfig(placement="report"),
+        optimizer=OptimizerConfig(actor_lr=3e-3),
+    )
+
+
+def run(tmp_path: Path, module: PPOModule, steps: int, resume: Path | None = None) -> Path:
+    path = tmp_path / "summary.json"
+    trainer = tiny_trainer(tmp_path, [ScoreOf("share", share_of_a)], steps, callbacks=[BeforeAfterReport(str(path))])
+    trainer.fit(module, datamodule=TextData(batch_size=8, size=64), ckpt_path=resume)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    return path
+
+
+def test_summary_has_what_the_run_did(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    module = module_for(tiny_actor(tmp_path / "actor"))
+    summary = json.loads(run(tmp_path, module, 6).read_text())
+    assert summary["rollouts"] == 6
+    assert summary["train_seconds"] > 0
+    assert summary["mean_success"].keys() == {"before", "after"}
+    assert summary["tasks"]["synthesis"]["exact_match"]["before"] == 0.0
+    # BLEU, length and KL against the module's own answers, the independent way
+    tasks = TextData(batch_size=8).test_tasks()
+    answers = module.complete(tasks, 0.0)
+    expected = sum(answers.lengths) / len(answers.lengths)
+    assert summary["tasks"]["synthesis"]["length"]["after"] == pytest.approx(expected)
+    assert summary["kl"] != 0
+
+    again = BeforeAfterReport(str(tmp_path / "again.json"))
+    trainer = tiny_trainer(tmp_path, [ScoreOf("share", share_of_a)], 7, callbacks=[again])
+    trainer.fit(
+        module_for(tmp_path / "actor"), datamodule=TextData(batch_size=8, size=64), ckpt_path=tmp_path / "end.ckpt"
+    )
+    resumed = json.loads((tmp_path / "again.json").read_text())
+    assert resumed["tasks"]["synthesis"]["length"]["before"] == summary["tasks"]["synthesis"]["length"]["before"]
+    assert resumed["train_seconds"] > summary["train_seconds"]
+
+
+def test_an_untrained_run_reports_no_kl(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    module = module_for(tiny_actor(tmp_path / "actor"))
+    module.optimizer_config.actor_lr = module.optimizer_config.critic_lr = 0.0
+    summary = json.loads(run(tmp_path, module, 1).read_text())
+    assert summary["kl"] == pytest.approx(0.0, abs=1e-6)
+    for part in (summary, summary["sampled"]):
+        for figures in part["tasks"].values():
+            assert all(pair["before"] == pair["after"] for pair in figures.values())
+
+
+def test_means_are_over_task_types() -> None:
+    def table(repair: float, synthesis: float) -> dict:  # type: ignore[type-arg]
+        from lightning_dterm.metrics import FIGURES
+
+        def group(value: float) -> dict:  # type: ignore[type-arg]
+            return {name: {"value": value, "low": value, "high": value} for name in FIGURES}
+
+        return {"overall": group(0.9), "tasks": {"repair": group(repair), "synthesis": group(synthesis)}}
+
+    before, after = table(0.1, 0.5), table(0.3, 0.9)
+    summary = summarise({"greedy": before, "sampled": before}, {"greedy": after, "sampled": after}, 0.5, 1.0)
+    assert summary["mean_success"] == {"before": pytest.approx(0.3), "after": pytest.approx(0.6)}
+    assert summary["tasks"]["repair"]["success"]["before"] == 0.1
+    assert summary["kl"] == 0.5
