@@ -61,16 +61,24 @@ def gather(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def machine() -> dict[str, Any]:
-    """Where it ran."""
+def provenance() -> dict[str, Any]:
+    """Command, commit and machine: what a reader needs to measure again."""
     import torch
 
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    arguments = [
+        "DIR" if previous == "--data_dir" else word for previous, word in zip(["", *sys.argv], sys.argv, strict=False)
+    ]
     return {
-        "system": platform.platform(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "command": " ".join(["python", *arguments]),
+        "commit": commit,
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
     }
 
 
@@ -93,14 +101,7 @@ def main() -> None:
                     command_for(seed, folder, overrides), check=True, stdout=log, stderr=log, env=environment
                 )
         summaries.append(json.loads(summary.read_text()))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
-        "machine": machine(),
-        "seeds": args.seeds,
-        **gather(summaries),
-    }
+    result = {**provenance(), "seeds": args.seeds, **gather(summaries)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({mode: result[mode]["change"] for mode in ("greedy", "sampled")}, indent=2))
