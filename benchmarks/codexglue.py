@@ -2,8 +2,8 @@
 
     DIR=folder/with/translation_java_cs_{train,valid,test}.jsonl.gz
     python -m lightning_dterm.init_actor --data lightning_dterm.data.CodeXGLUETranslationDataModule \\
-        --data.data_dir $DIR --out runs/codexglue_init --vocab_size 2048 --hidden_size 192 --layers 4 --heads 6 --kv_heads 2 \\
-        --intermediate_size 512
+        --data.data_dir $DIR --out runs/codexglue_init --vocab_size 2048 --hidden_size 192 --layers 4 --heads 6 \\
+        --kv_heads 2 --intermediate_size 512
     python train.py fit -c configs/codexglue/sft.yaml --data.init_args.data_dir $DIR
     python train.py fit -c configs/base.yaml -c configs/codexglue/ppo.yaml --data.init_args.data_dir $DIR
     python benchmarks/codexglue.py --data_dir $DIR
