@@ -63,6 +63,7 @@ class TokenAttribution(RolloutCallback):
             self.length_normalize,
             self._mean_code_tokens(trainer, code) if self.length_normalize else None,
         )
+        rollout.reward_places = last_token_mask(rollout.response_mask) if self.mode == "terminal" else code
         tokens = int(rollout.response_mask.sum())
         with_evidence = sum(any(spans for spans in row.values()) for row in evidence)
         rollout.metrics["attribution/code_token_share"] = float(code.sum()) / max(tokens, 1)
@@ -94,6 +95,12 @@ class TokenAttribution(RolloutCallback):
         total = trainer.strategy.reduce(local, reduce_op="sum") if trainer.world_size > 1 else local
         assert isinstance(total, Tensor)
         return float(total[0] / total[1]) if total[1] > 0 else 1.0
+
+
+def last_token_mask(response_mask: Tensor) -> Tensor:
+    """``[B, T]`` bool: the last token of each response."""
+    inside = response_mask.bool()
+    return inside & (inside.long().flip(-1).cumsum(-1).flip(-1) == 1)
 
 
 def _mismatch(index: int, decoded: str, text: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_dterm.callbacks.stop import stopped_by_signal
-from lightning_dterm.hooks import RolloutCallback
+from lightning_dterm.hooks import RolloutCallback, announce_phase
 from lightning_dterm.metrics import FIGURES, SampleTable
 from lightning_dterm.modules.distributed import all_sum
 
@@ -45,6 +45,7 @@ class BeforeAfterReport(RolloutCallback):
         self._before: dict[str, Table] = {}
         self._train_seconds = 0.0
         self._started: float | None = None
+        self._reported = False
 
     def state_dict(self) -> dict[str, Any]:
         """The first evaluation and the time spent, so that a resumed run reports on the whole."""
@@ -61,7 +62,6 @@ class BeforeAfterReport(RolloutCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the untrained actor, unless a resumed run brought that along."""
         if not self._before:
-            self.on_phase_start(trainer, pl_module, "evaluation")
             self._before, _ = self._evaluate(trainer, pl_module)  # type: ignore[arg-type]
         self._started = time.perf_counter()
 
@@ -70,6 +70,7 @@ class BeforeAfterReport(RolloutCallback):
         self._train_seconds, self._started = self._seconds(), None
         if stopped_by_signal(trainer) or 0 < trainer.max_steps > trainer.global_step:
             return  # not the end of the run: it will be resumed
+        self._reported = True
         after, kl = self._evaluate(trainer, pl_module)  # type: ignore[arg-type]
         folder = trainer.log_dir or trainer.default_root_dir  # asked on every rank: it is broadcast
         if not trainer.is_global_zero:
@@ -81,7 +82,13 @@ class BeforeAfterReport(RolloutCallback):
         path.write_text(json.dumps(summary, indent=2) + "\n")
         self._print(summary, trainer, path)
 
-    def _evaluate(self, trainer: L.Trainer, module: PPOModule) -> tuple[dict[str, Table], float]:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run resumed after its last rollout has no training left, only the report."""
+        if self._before and not self._reported:
+            self.on_train_end(trainer, pl_module)
+
+    def _evaluate(self, trainer: L.Trainer, module: PPOModule) -> tuple[dict[str, Table], float | None]:
+        announce_phase(trainer, module, "evaluation")
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         datamodule.setup("test" if self.split == "test" else "validate")
         loader = datamodule.test_dataloader() if self.split == "test" else datamodule.val_dataloader()
@@ -92,13 +99,17 @@ class BeforeAfterReport(RolloutCallback):
             for mode, temperature in MODES.items():
                 kl += self._answer(module, tasks, tables[mode], temperature)
         total = all_sum(kl)
-        return {mode: table.compute() for mode, table in tables.items()}, float(total[0] / total[1].clamp(min=1))
+        results = {mode: table.compute() for mode, table in tables.items()}
+        return results, float(total[0] / total[1]) if total[1] > 0 else None
 
     @torch.no_grad()
     def _answer(self, module: PPOModule, tasks: list[CodeTask], table: SampleTable, temperature: float) -> Tensor:
         """Answer and record one batch; gives the sum of sequence log-ratios of sampled answers, and their number."""
         device = module.device
         if not tasks:
+            module.idle()
+            if temperature > 0 and module.kl.placement != "none":
+                module.score_nothing()
             table.update([])
             return torch.zeros(2, dtype=torch.float64, device=device)
         prompt_ids, prompt_mask = module.encode_prompts(tasks)
@@ -130,13 +141,15 @@ class BeforeAfterReport(RolloutCallback):
             table.add_row("mean", *(_cell(metric, means[metric]) if metric in means else "" for metric in self.metrics))
             Console(width=max(100, Console().width)).print(table)
         print(
-            f"KL to the reference {summary['kl']:.3f} nats per sequence; trained {summary['train_seconds']:.0f} s\n"
+            f"KL to the reference {_nats(summary['kl'])} per sequence; trained {summary['train_seconds']:.0f} s\n"
             f"summary:     {path}\nsamples:     {path.parent / 'samples'}\n"
             f"TensorBoard: tensorboard --logdir {path.parent}"
         )
 
 
-def summarise(before: dict[str, Table], after: dict[str, Table], kl: float, train_seconds: float) -> dict[str, Any]:
+def summarise(
+    before: dict[str, Table], after: dict[str, Table], kl: float | None, train_seconds: float
+) -> dict[str, Any]:
     """Join two evaluations; the greedy one at the top level, the sampled one under ``sampled``."""
     parts = {mode: _join(before[mode], after[mode]) for mode in MODES}
     return {**parts["greedy"], "sampled": parts["sampled"], "kl": kl, "train_seconds": round(train_seconds, 1)}
@@ -155,11 +168,15 @@ def _join(before: Table, after: Table) -> dict[str, Any]:
         }
         for task_type, group in before["tasks"].items()
     }
-    mean = {
-        when: sum(figures["success"][when] or 0.0 for figures in tasks.values()) / max(1, len(tasks))
-        for when in ("before", "after")
-    }
+    mean: dict[str, float | None] = {}
+    for when in ("before", "after"):
+        known = [figures["success"][when] for figures in tasks.values() if figures["success"][when] is not None]
+        mean[when] = sum(known) / len(known) if known else None
     return {"mean_success": mean, "tasks": tasks}
+
+
+def _nats(kl: float | None) -> str:
+    return "-" if kl is None else f"{kl:.3f} nats"
 
 
 def _cell(figure: str, pair: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ class RewardComputation(RolloutCallback):
 
     Args:
         components: Reward components in column order; default: the five of DTERM.
-        sandbox_slots: Programs run at a time; default: the cores this process may use.
+        sandbox_slots: Programs run at a time; default: this process's share of the cores.
         limits: Limits of each program.
         allow_missing: Isolation fences that may be missing, see :class:`lightning_dterm.sandbox.Sandbox`.
         max_failures: Share of failed scores of one component, over the last ``window``, that stops the run.
@@ -59,9 +59,15 @@ class RewardComputation(RolloutCallback):
         extractor: Extractor | None = None,
     ) -> None:
         self._sandbox = Sandbox(sandbox_slots, limits, allow_missing)
+        self._slots = sandbox_slots
         self._extractor = extractor
         chosen = default_components() if components is None else components
         self.suite = RewardSuite(chosen, self._sandbox, max_failures, window)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where programs run; evaluation shares it, and so its ``allow_missing`` and its slots."""
+        return self._sandbox
 
     @property
     def component_names(self) -> tuple[str, ...]:
@@ -74,6 +80,8 @@ class RewardComputation(RolloutCallback):
             from lightning_dterm.attribution.extract import extract_code
 
             self._extractor = extract_code
+        if self._slots is None:
+            self._sandbox.share(trainer.num_devices)
         self.suite.setup()
         self._sandbox.run("", None)
 

@@ -158,6 +158,7 @@ class Rollout:
         embeddings: ``[B, d]`` task embeddings.
         alpha: ``[B, n]`` weights; rows sum to 1 over applicable components and are 0 elsewhere.
         token_rewards: ``[B, T]`` attributed weighted scores, without KL; exactly 0 outside the mask.
+        reward_places: ``[B, T]`` bool, tokens that attribution may reward (the code, or the last token).
         advantages / returns: ``[B, T]``.
         metrics: Scalars to log.
     """
@@ -181,6 +182,7 @@ class Rollout:
     embeddings: Tensor | None = None
     alpha: Tensor | None = None
     token_rewards: Tensor | None = None
+    reward_places: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from lightning_dterm.init_actor import train_tokenizer
 from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, LoraSettings
-from lightning_dterm.modules.loading import ActorConfig, ActorLoadError, load_causal_lm, load_tokenizer
+from lightning_dterm.modules.loading import ActorConfig, ActorLoadError, fingerprint, load_causal_lm, load_tokenizer
 from lightning_dterm.rl.generation import generate, sample_uniforms
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16], [40, 41]]
@@ -175,6 +175,26 @@ def test_gradient_checkpointing_changes_nothing(path: Path) -> None:
         (scores.logprobs.sum() + scores.values.square().sum()).backward()
         gradients.append([p.grad.clone() for p in policy.actor_parameters()])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+def test_generation_is_the_same_with_gradient_checkpointing(path: Path) -> None:
+    """In training mode, where transformers would drop the key-value cache of a checkpointed model."""
+    texts = []
+    for checkpointing in (False, True):
+        config = ActorConfig(path=str(path), gradient_checkpointing=checkpointing)
+        policy = ActorCritic(config, CriticConfig(kind="shared")).train()
+        ids, mask, _ = rollout(policy, 1.0)
+        uniforms = sample_uniforms([("check", i) for i in range(len(PROMPTS))], 10)
+        responses = policy.generate(ids, mask, uniforms, eos_ids=[0], pad_id=1, temperature=1.0)
+        texts.append(responses.ids.tolist())
+        assert policy.training == checkpointing
+    assert texts[0] == texts[1]
+
+
+def test_fingerprint_of_a_tensor_of_more_than_2_to_the_24_entries() -> None:
+    module = torch.nn.Module()
+    module.register_buffer("large", torch.zeros(1).expand(136_134_656))
+    assert len(fingerprint(module)) == 16
 
 
 def test_empty_rows_still_reach_every_parameter(path: Path) -> None:

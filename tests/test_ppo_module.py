@@ -21,7 +21,7 @@ from lightning_dterm.modules.checkpoints import ResumeError
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
-from lightning_dterm.types import Rollout
+from lightning_dterm.types import CodeTask, Rollout
 from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
 
 
@@ -245,6 +245,24 @@ def test_learning_rates_follow_the_schedule(actor: Path, tmp_path: Path) -> None
     expected = [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     assert [m["lr/actor"] for m in record.metrics] == pytest.approx(expected)
     assert [m["lr/critic"] for m in record.metrics] == pytest.approx([2 * x for x in expected])
+
+
+def test_what_is_configured_at_a_resume_counts(actor: Path, tmp_path: Path) -> None:
+    trainer, _ = fit(tmp_path, ppo(actor), 1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    changed = OptimizerConfig(actor_lr=1e-6, critic_lr=2e-6, weight_decay=0.5, betas=[0.5, 0.6])
+    module = ppo(actor, optimizer=changed)
+    _, record = fit(tmp_path, module, 2, resume=tmp_path / "one.ckpt")
+    assert record.metrics[0]["lr/actor"] == 1e-6
+    assert record.metrics[0]["lr/critic"] == 2e-6
+    group = module.optimizers().param_groups[0]
+    assert (group["weight_decay"], tuple(group["betas"])) == (0.5, (0.5, 0.6))
+
+
+def test_an_empty_prompt_names_its_task(actor: Path, tmp_path: Path) -> None:
+    module = ppo(actor)
+    with pytest.raises(ValueError, match="task x: the prompt is empty"):
+        module.encode_prompts([CodeTask("x", "synthesis", "text", "", "", "")])
 
 
 def test_target_kl_stops_the_epochs(actor: Path, tmp_path: Path) -> None:

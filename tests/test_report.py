@@ -60,6 +60,15 @@ def test_summary_has_what_the_run_did(tmp_path: Path) -> None:
     assert resumed["train_seconds"] > summary["train_seconds"]
 
 
+def test_a_run_stopped_in_its_last_evaluation_reports_at_the_resume(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    summary = run(tmp_path, module_for(tiny_actor(tmp_path / "actor")), 2)
+    expected = json.loads(summary.read_text())
+    summary.unlink()
+    run(tmp_path, module_for(tmp_path / "actor"), 2, resume=tmp_path / "end.ckpt")
+    assert json.loads(summary.read_text())["tasks"] == expected["tasks"]
+
+
 def test_an_untrained_run_reports_no_kl(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     module = module_for(tiny_actor(tmp_path / "actor"))

@@ -49,5 +49,16 @@ def test_evidence_is_in_program_offsets() -> None:
     (result,) = SimilarityReward().score([sample])
     (span,) = result.spans
     assert sample.program[span.start : span.end] == "-"
-    assert SimilarityReward(blame_mismatches=False).score([sample])[0].spans == ()
-    assert result.value == SimilarityReward(blame_mismatches=False).score([sample])[0].value
+    assert SimilarityReward(blame="none").score([sample])[0].spans == ()
+    assert result.value == SimilarityReward(blame="none").score([sample])[0].value
+
+
+def test_only_the_first_can_be_blamed() -> None:
+    task = CodeTask("t", "synthesis", "python", "", "", "return x + 1\n")
+    text = "return y - 1\n"
+    sample = Sample(task, text, ((0, len(text)),))
+    blamed = {kind: SimilarityReward(blame=kind).score([sample])[0].spans for kind in ("all", "first")}  # type: ignore[arg-type]
+    assert [text[s.start : s.end] for s in blamed["all"]] == ["y", "-"]
+    assert [text[s.start : s.end] for s in blamed["first"]] == ["y"]
+    with pytest.raises(ValueError, match="blame"):
+        SimilarityReward(blame="some")  # type: ignore[arg-type]

@@ -37,6 +37,6 @@ def test_a_sample_does_not_move_its_own_baseline() -> None:
 
 
 def test_the_baseline_lies_where_the_rewards_lie() -> None:
-    rewards = torch.tensor([[0.0, 0.2, -0.1, 0.0], [0.0, 0.0, 0.7, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    laid = spread_baseline(torch.tensor([1.0, 2.0, 3.0]), rewards, torch.tensor([2, 2, 3]))
+    places = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    laid = spread_baseline(torch.tensor([1.0, 2.0, 3.0]), places, torch.tensor([2, 2, 3]))
     assert laid.tolist() == [[0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 3.0]]

@@ -103,7 +103,7 @@ class ActorCritic(nn.Module):
         self.reference: nn.Module | None = None
         self.critic: nn.Module | None = None
         if critic.kind == "separate":
-            self.critic = copy.deepcopy(base.base_model)
+            self.critic = copy.deepcopy(base.base_model).float()  # trained whole: bfloat16 would lose small updates
         if lora is None:
             self.reference = copy.deepcopy(base).requires_grad_(False) if with_reference else None
             self.actor: nn.Module = base
@@ -180,8 +180,13 @@ class ActorCritic(nn.Module):
 
     def generate(self, *args: Any, **kwargs: Any) -> Responses:
         """Sample from the actor, see :func:`lightning_dterm.rl.generation.generate`; arguments after the model."""
-        with unsharded(self):
-            return generate(self.language_model, *args, **kwargs)
+        training = self.training
+        super().train(False)  # a checkpointed model in training mode drops its key-value cache
+        try:
+            with unsharded(self, self.actor):
+                return generate(self.language_model, *args, **kwargs)
+        finally:
+            super().train(training)
 
     def _critic_values(self, batch: _Batch) -> Tensor:
         if self.critic is not None:

@@ -61,6 +61,9 @@ class CodeModule(L.LightningModule):
         """Token ids and mask ``[B, P]`` of the tasks' prompts, left-padded; over-long ones lose their beginning."""
         limit = self.generation.max_prompt_length
         encoded = self.tokenizer([task.prompt for task in tasks], add_special_tokens=True)["input_ids"]
+        for task, row in zip(tasks, encoded, strict=True):
+            if not row:
+                raise ValueError(f"task {task.task_id}: the prompt is empty; give it at least one token")
         self.overlong_prompts += sum(len(ids) > limit for ids in encoded)
         rows = [ids[-limit:] for ids in encoded]
         width = max((len(ids) for ids in rows), default=1) or 1
@@ -116,11 +119,24 @@ class CodeModule(L.LightningModule):
     def complete(self, tasks: Sequence[CodeTask], temperature: float, top_p: float = 1.0, key: str = "") -> Completions:
         """Answer tasks; the same ``key``, seed and weights give the same answers."""
         if not tasks:
+            self.idle()
             return Completions([], [], [])
         prompt_ids, prompt_mask = self.encode_prompts(tasks)
         keys = [(self.seed, "evaluation", key, task.task_id) for task in tasks]
         responses = self.respond(prompt_ids, prompt_mask, keys, temperature, top_p)
         return Completions(self.decode(responses), responses.mask.sum(-1).tolist(), (~responses.finished).tolist())
+
+    def idle(self) -> None:
+        """Called where this rank has nothing to answer; overridden where others then wait for it."""
+
+    def refuse_loss_scaling(self) -> None:
+        """Gradients are clipped before Lightning would unscale them, so a loss scaler cannot be used.
+
+        Raises:
+            ValueError: Under ``precision 16-mixed``.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError("trainer.precision 16-mixed is not supported: use bf16-mixed or 32-true")
 
     # --- validation, test, prediction --------------------------------------------------------------------------------
 
@@ -128,7 +144,8 @@ class CodeModule(L.LightningModule):
     def evaluator(self) -> Evaluator:
         """Scores completions by the tasks' own success metric; its sandbox starts on first use."""
         if self._evaluator is None:
-            self._evaluator = Evaluator()
+            shared = next((c.sandbox for c in self.trainer.callbacks if hasattr(c, "sandbox")), None)  # type: ignore[attr-defined]
+            self._evaluator = Evaluator(shared)
         return self._evaluator
 
     def teardown(self, stage: str) -> None:

@@ -47,7 +47,8 @@ class PPOConfig:
         minibatches: Optimizer steps a pass.
         micro_batch_size: Samples a forward and backward pass, None for the whole minibatch; changes memory and speed,
             not the result.
-        shuffle: Draw the minibatches anew every epoch; without it they are consecutive samples.
+        shuffle: Draw the minibatches anew every epoch; without it they are consecutive samples, and a run on several
+            processes has the very minibatches of a run on one.
         gamma: Discount.
         lam: GAE's trace decay.
         clip: Ratio clip.

@@ -121,6 +121,8 @@ def fingerprint(model: nn.Module, samples: int = 64) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(json.dumps([name, list(tensor.shape)]).encode())
         flat = tensor.detach().reshape(-1)
-        picked = flat[torch.linspace(0, flat.numel() - 1, min(samples, flat.numel())).long()] if flat.numel() else flat
+        last, count = flat.numel() - 1, min(samples, flat.numel())
+        # integers: float32 positions run past the end of tensors with 2^24 entries and more
+        picked = flat[[last * i // max(count - 1, 1) for i in range(count)]]
         digest.update(picked.to(device="cpu", dtype=torch.float64).numpy().tobytes())
     return digest.hexdigest()[:16]

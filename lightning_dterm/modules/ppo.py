@@ -117,6 +117,17 @@ class PPOModule(CodeModule):
         """Sample from the actor, gathered on this rank for as long as that takes."""
         return self._policy.generate(*args, **kwargs)
 
+    def idle(self) -> None:
+        """Take part in the collectives of ranks that have something to answer when this one has not."""
+        ids = torch.full((1, 1), self._pad_id, device=self.device)
+        nothing = torch.zeros(1, 1, dtype=torch.float64)
+        self.generate_responses(ids, torch.ones_like(ids), nothing, eos_ids=self.eos_ids, pad_id=self._pad_id)
+
+    def score_nothing(self) -> None:
+        """The forward of a rank that has nothing to score while others score."""
+        one = torch.full((1, 1), self._pad_id, device=self.device)
+        self._policy(one, torch.ones_like(one), one, torch.ones_like(one), actor=True, reference=True)
+
     def configure_weighting(self, names: tuple[str, ...]) -> None:
         """Build the weighting's parameters for these components, the same on every rank."""
         with torch.random.fork_rng():
@@ -138,12 +149,15 @@ class PPOModule(CodeModule):
         weighting = [p for p in self.weighting.parameters() if p.requires_grad]
         if weighting:
             groups.append({"name": "weighting", "params": weighting, "lr": settings.weighting_lr, "weight_decay": 0.0})
-        for group in groups:
-            group["peak_lr"] = group["lr"]
         return AdamW(groups, betas=tuple(settings.betas), eps=settings.eps, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
 
     def on_fit_start(self) -> None:
-        """Refuse a trainer without rewards or attribution: nothing would be learnt."""
+        """Refuse what would learn nothing, or train wrongly without a word."""
+        self.refuse_loss_scaling()
+        if self.optimizer_config.schedule != "constant" and self.trainer.max_steps <= 0:
+            raise ValueError(
+                f"optimizer.schedule {self.optimizer_config.schedule} needs trainer.max_steps, which is not set"
+            )
         if not self.component_names:
             raise ValueError("no reward callback: add lightning_dterm.callbacks.RewardComputation to trainer.callbacks")
 
@@ -203,7 +217,7 @@ class PPOModule(CodeModule):
         return rollout
 
     def _score(self, rollout: Rollout) -> None:
-        """Log-probabilities come from the update's own forward, so that the first ratio is exactly 1."""
+        """Log-probabilities come from the update's own forward, so that the first ratio is 1 up to rounding."""
         size = self.ppo.micro_batch_size or len(rollout)
         parts = []
         for start in range(0, len(rollout), size):
@@ -274,7 +288,7 @@ class PPOModule(CodeModule):
         rewards = rewards - self._kl_penalty(rollout, means)
         if self.ppo.baseline == "leave_one_out":
             others = leave_one_out((rewards * mask).sum(-1), rollout.group.to(self.device), mask.any(-1))
-            rewards = rewards - spread_baseline(others, rollout.token_rewards.to(self.device), last)
+            rewards = rewards - spread_baseline(others, self._reward_places(rollout), last)
         rollout.advantages, rollout.returns = generalized_advantages(
             rewards, rollout.values, mask, self.ppo.gamma, self.ppo.lam
         )
@@ -284,6 +298,12 @@ class PPOModule(CodeModule):
             rollout.advantages = whiten(rollout.advantages, mask, all_sum)
         self._measure(rollout, mask, means)
         return mask
+
+    def _reward_places(self, rollout: Rollout) -> Tensor:
+        """Where attribution may put rewards, ``[B, T]`` bool; where it did, if the callback did not say."""
+        assert rollout.token_rewards is not None
+        places = rollout.token_rewards != 0 if rollout.reward_places is None else rollout.reward_places
+        return places.to(self.device)
 
     def _kl_penalty(self, rollout: Rollout, means: Means) -> Tensor | float:
         if rollout.ref_logprobs is None:
@@ -309,6 +329,7 @@ class PPOModule(CodeModule):
         total = rollout.token_rewards.sum(-1)
         means.add("reward/total", total.sum(), len(rollout))
         means.add("reward/per_token", total.sum(), rollout.response_mask.sum())
+        means.add("rollout/overlong_prompts", self.overlong_prompts)
         means.add("rollout/length", rollout.response_mask.sum(), len(rollout))
         means.add("rollout/truncated", (~rollout.finished).sum(), len(rollout))
         means.add("rollout/left_out", (~mask.any(-1)).sum(), len(rollout))
@@ -328,7 +349,7 @@ class PPOModule(CodeModule):
         settings, step = self.optimizer_config, self.global_step
         if step < settings.warmup:
             return (step + 1) / settings.warmup
-        if settings.schedule == "constant" or self.trainer.max_steps <= 0:
+        if settings.schedule == "constant":
             return 1.0
         progress = min(1.0, (step - settings.warmup) / max(1, self.trainer.max_steps - settings.warmup))
         return 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
@@ -386,7 +407,7 @@ class PPOModule(CodeModule):
         checkpoints.restore(self, checkpoint)
 
     def _export_model(self, folder: Path, merge: bool) -> None:
-        with unsharded(self._policy):
+        with unsharded(self._policy, self._policy.actor):
             actor = self._policy.actor
             if not isinstance(actor, PeftModel):
                 actor.save_pretrained(folder)  # type: ignore[operator]

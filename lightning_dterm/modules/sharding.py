@@ -32,15 +32,15 @@ def _is_block_list(modules: nn.ModuleList) -> bool:
 
 
 @contextmanager
-def unsharded(root: nn.Module) -> Iterator[None]:
-    """Every FSDP2 module below ``root`` gathered and kept so; a no-op where nothing is sharded.
+def unsharded(root: nn.Module, part: nn.Module) -> Iterator[None]:
+    """``root``'s own FSDP2 group and all those in ``part`` gathered and kept so; a no-op where nothing is sharded.
 
     Decoding calls a model as many times as the longest response on *this* rank: a gather inside would wait for ever
     for a rank whose responses are shorter. With the weights resident the loop is local.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    sharded = [m for m in root.modules() if isinstance(m, FSDPModule)]
+    sharded = [m for m in (root, *part.modules()) if isinstance(m, FSDPModule)]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()

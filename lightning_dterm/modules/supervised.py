@@ -77,7 +77,13 @@ class SupervisedModule(CodeModule):
         return self.model
 
     def configure_model(self) -> None:
-        """Load the model once."""
+        """Load the model once.
+
+        Raises:
+            ValueError: Under FSDP2: a warm start of a model that needs sharding is not supported.
+        """
+        if getattr(self, "device_mesh", None) is not None:
+            raise ValueError("SupervisedModule does not shard its model: use configs/strategy/ddp.yaml or one process")
         if self.model is None:
             self.model = load_causal_lm(self.actor_config)
 
@@ -87,6 +93,12 @@ class SupervisedModule(CodeModule):
         vectors = [p for p in self.language_model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
+
+    def on_fit_start(self) -> None:
+        """Refuse what would train wrongly without a word."""
+        self.refuse_loss_scaling()
+        if self.schedule != "constant" and self.trainer.max_steps <= 0:
+            raise ValueError(f"schedule {self.schedule} needs trainer.max_steps, which is not set")
 
     def encode(self, tasks: list[CodeTask]) -> tuple[Tensor, Tensor, Tensor]:
         """``ids``, attention ``mask`` and loss ``weights`` of targets, each ``[B, L]``, right-padded."""
@@ -144,18 +156,24 @@ class SupervisedModule(CodeModule):
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {self.global_step}: the gradient is not finite (loss {float(loss)})")
         optimizer.step()  # type: ignore[union-attr]
+        cut = {
+            "train/overlong_prompts": float(self.overlong_prompts),
+            "train/cut_references": float(self.cut_references),
+        }
+        self.log_dict(cut, batch_size=len(batch))
         self.log_dict({"train/loss": loss, "train/grad_norm": norm}, prog_bar=True, batch_size=len(batch))
 
     def _lr_factor(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        if self.schedule == "constant" or self.trainer.max_steps <= 0:
+        if self.schedule == "constant":
             return 1.0
         progress = (step - self.warmup_steps) / max(1, self.trainer.max_steps - self.warmup_steps)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def on_train_end(self) -> None:
         """Export, where a folder was named."""
-        if self.export_dir is not None and self.trainer.is_global_zero:
+        finished = 0 < self.trainer.max_steps <= self.global_step or self.trainer.max_steps <= 0
+        if self.export_dir is not None and finished and self.trainer.is_global_zero:
             self.export(Path(self.export_dir))
             print(f"model written to {self.export_dir}")

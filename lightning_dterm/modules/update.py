@@ -59,10 +59,14 @@ class PPOUpdate:
         self.means.add("ppo/early_stop", 0)
 
     def _set_learning_rates(self) -> None:
-        factor = self.module.lr_factor()
+        """From the settings and not from the optimizer's state: what is configured at a resume counts."""
+        factor, settings = self.module.lr_factor(), self.module.optimizer_config
+        peak = {"actor": settings.actor_lr, "critic": settings.critic_lr, "weighting": settings.weighting_lr}
         warming_up = self.module.global_step < self.settings.critic_warmup
         for group in self.module.optimizers().param_groups:  # type: ignore[union-attr]
-            group["lr"] = group["peak_lr"] * (0.0 if warming_up and group["name"] == "actor" else factor)
+            group["lr"] = peak[group["name"]] * (0.0 if warming_up and group["name"] == "actor" else factor)
+            group["betas"], group["eps"] = tuple(settings.betas), settings.eps
+            group["weight_decay"] = 0.0 if group["name"] == "weighting" else settings.weight_decay
             self.means.add(f"lr/{group['name']}", group["lr"])
 
     def _minibatches(self, epoch: int) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from typing import Literal
 
 from sacrebleu.metrics.bleu import BLEU
 
@@ -56,13 +57,18 @@ class SimilarityReward(RewardComponent):
 
     Args:
         name: Name in logs and weights.
-        blame_mismatches: Give the tokens that differ from the reference as evidence, so that dense attribution charges
-            the loss to them; False: no evidence, uniform.
+        blame: Evidence to which dense attribution charges the loss: ``all`` tokens that differ from the reference, the
+            ``first`` of them (what follows a wrong token may be right in its place), or ``none`` (uniform).
+
+    Raises:
+        ValueError: If ``blame`` is none of these.
     """
 
-    def __init__(self, name: str = "similarity", blame_mismatches: bool = True) -> None:
+    def __init__(self, name: str = "similarity", blame: Literal["all", "first", "none"] = "all") -> None:
+        if blame not in ("all", "first", "none"):
+            raise ValueError(f"SimilarityReward: blame must be all, first or none, got {blame!r}")
         self.name = name
-        self.blame_mismatches = blame_mismatches
+        self.blame = blame
         self._bleu = BLEU(smooth_method="exp", effective_order=True, tokenize="none", force=True)
 
     def applies_to(self, task: CodeTask) -> bool:
@@ -77,11 +83,12 @@ class SimilarityReward(RewardComponent):
         ]
 
     def _evidence(self, sample: Sample) -> tuple[Span, ...]:
-        if not self.blame_mismatches:
+        if self.blame == "none":
             return ()
         offset = len(sample.task.prefix)
         ranges = mismatches(sample.code, sample.task.reference, sample.task.language)
-        return tuple(Span(start + offset, end + offset) for start, end in ranges)
+        kept = ranges[:1] if self.blame == "first" else ranges
+        return tuple(Span(start + offset, end + offset) for start, end in kept)
 
     def _score(self, sample: Sample) -> float:
         language = sample.task.language

@@ -9,8 +9,8 @@ from torch import Tensor
 def leave_one_out(totals: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     """Mean total reward of the *other* valid samples of the same prompt.
 
-    It does not depend on a sample's own actions, so subtracting it leaves the policy gradient unbiased, and it removes
-    what differs between prompts: most of the variance when tasks differ in difficulty.
+    It does not depend on a sample's own actions, so subtracting it whole leaves the policy gradient unbiased, and it
+    removes what differs between prompts: most of the variance when tasks differ in difficulty.
 
     Args:
         totals: ``[B]`` total reward of each sample.
@@ -29,18 +29,21 @@ def leave_one_out(totals: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid & (others > 0), mean, torch.zeros_like(mean))
 
 
-def spread_baseline(baseline: Tensor, token_rewards: Tensor, last: Tensor) -> Tensor:
-    """Lay each sample's baseline where its rewards lie, so that no position is favoured by the subtraction.
+def spread_baseline(baseline: Tensor, places: Tensor, last: Tensor) -> Tensor:
+    """Lay each sample's baseline where rewards may lie, so that no position is favoured by the subtraction.
+
+    Spread over several tokens, what remains of it at a token depends on how long the sample goes on: a small bias,
+    taken for a baseline that has the shape of uniform and dense rewards. On one token (terminal) there is none.
 
     Args:
         baseline: ``[B]``.
-        token_rewards: ``[B, T]`` attributed rewards: with terminal attribution one token, with dense ones the code.
-        last: ``[B]`` int64 position of the last response token, which takes it where no token has a reward.
+        places: ``[B, T]`` bool: with terminal attribution the last token, with dense and uniform ones the code.
+        last: ``[B]`` int64 position of the last response token, which takes it where there is no place.
 
     Returns:
-        ``[B, T]``, rows sum to ``baseline``: equal shares on tokens with a reward other than 0.
+        ``[B, T]``, rows sum to ``baseline``: equal shares on the places.
     """
-    places = (token_rewards != 0).to(baseline.dtype)
+    places = places.to(baseline.dtype)
     none = places.sum(-1) == 0
     places[none, last[none]] = 1
     return baseline[:, None] * places / places.sum(-1, keepdim=True)

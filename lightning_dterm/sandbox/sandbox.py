@@ -73,6 +73,12 @@ class Sandbox:
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _close_all, self._slots)  # also runs at interpreter exit
 
+    def share(self, processes: int) -> None:
+        """Divide the cores among ``processes`` trainers on this machine; before the first run."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.slots = max(1, min(self.slots, cores // max(1, processes)))
+        self._prepare()
+
     def __getstate__(self) -> dict[str, Any]:
         return {"slots": self.slots, "limits": self.limits, "allow_missing": self.allow_missing}
 
