@@ -228,7 +228,7 @@ class OutcomeRanking(MetaObjective):
             "metrics": dict(self._metrics),
         }
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Restore what :meth:`get_extra_state` gave.
 
         Raises:

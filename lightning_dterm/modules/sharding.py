@@ -21,9 +21,9 @@ def shard(policy: nn.Module, mesh: DeviceMesh) -> None:
         if isinstance(module, nn.ModuleList) and len(module) and _is_block_list(module):
             for block in module:
                 fully_shard(block, mesh=mesh)
-    root = fully_shard(policy, mesh=mesh)
+    fully_shard(policy, mesh=mesh)
     # the first call on a sharded model must go through its root, and the first thing a run does is generate
-    register_fsdp_forward_method(root, "generate")
+    register_fsdp_forward_method(policy, "generate")
 
 
 def _is_block_list(modules: nn.ModuleList) -> bool:
