@@ -191,7 +191,7 @@ class CodeModule(L.LightningModule):
         path = Path(self.results or self._log_folder() / "test.json")
         if not self.trainer.is_global_zero:
             return
-        Console().print(format_table(results))
+        Console(width=max(110, Console().width)).print(format_table(results))
         write_json(path, results)
         print(f"test results: {path}")
 
