@@ -152,7 +152,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Join two evaluations; the greedy one at the top level, the sampled one under ``sampled``."""
     parts = {mode: _join(before[mode], after[mode]) for mode in MODES}
-    return {**parts["greedy"], "sampled": parts["sampled"], "kl": kl, "train_seconds": round(train_seconds, 1)}
+    return {**parts["greedy"], "sampled": parts["sampled"], "kl": kl, "train_seconds": round(train_seconds, 3)}
 
 
 def _join(before: Table, after: Table) -> dict[str, Any]:
