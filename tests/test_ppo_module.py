@@ -314,6 +314,13 @@ def test_a_run_without_rewards_is_refused(actor: Path, tmp_path: Path) -> None:
         (lambda: GenerationConfig(max_new_tokens=0), "max_new_tokens"),
         (lambda: PPOConfig(epochs=0), "epochs"),
         (lambda: PPOConfig(clip=0), "clip"),
+        (lambda: PPOConfig(gamma=1.1), "gamma"),
+        (lambda: PPOConfig(lam=-0.1), "lam"),
+        (lambda: PPOConfig(value_clip=0), "value_clip"),
+        (lambda: PPOConfig(dual_clip=1.0), "dual_clip"),
+        (lambda: OptimizerConfig(actor_lr=-1), "actor_lr"),
+        (lambda: OptimizerConfig(betas=[0.9]), "betas"),
+        (lambda: GenerationConfig(eval_temperature=-1), "eval_temperature"),
         (lambda: KLConfig(placement="loss", estimator="k1"), "k2 or k3"),
     ],
 )

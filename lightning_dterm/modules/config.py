@@ -34,6 +34,8 @@ class GenerationConfig:
         for name in ("max_prompt_length", "max_new_tokens", "samples_per_prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"generation.{name} must be at least 1, got {getattr(self, name)}")
+        if self.eval_temperature < 0:
+            raise ValueError(f"generation.eval_temperature must not be negative, got {self.eval_temperature}")
         if not 0 < self.eval_top_p <= 1:
             raise ValueError(f"generation.eval_top_p must lie in (0, 1], got {self.eval_top_p}")
 
@@ -92,6 +94,14 @@ class PPOConfig:
                 raise ValueError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ValueError(f"ppo.micro_batch_size must be at least 1, got {self.micro_batch_size}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ppo.{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("value_clip", "target_kl"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"ppo.{name} must be positive or null, got {getattr(self, name)}")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"ppo.dual_clip must be above 1 or null, got {self.dual_clip}")
         if self.clip <= 0 or self.max_grad_norm <= 0:
             raise ValueError(f"ppo.clip and ppo.max_grad_norm must be positive, got {self.clip}, {self.max_grad_norm}")
 
@@ -140,3 +150,10 @@ class OptimizerConfig:
     eps: float = 1e-8
     warmup: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        for name in ("actor_lr", "critic_lr", "weighting_lr", "weight_decay", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name} must not be negative, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
