@@ -23,6 +23,7 @@ from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.distributed import Means, all_gather, all_sum, global_order, seed_everything, world_size
 from lightning_dterm.modules.loading import ActorConfig
+from lightning_dterm.modules.measure import measure
 from lightning_dterm.modules.sharding import is_sharded, shard, unsharded
 from lightning_dterm.modules.update import PPOUpdate
 from lightning_dterm.rl.baseline import leave_one_out, spread_baseline
@@ -296,7 +297,7 @@ class PPOModule(CodeModule):
         rollout.metrics["critic/explained_variance"] = variance
         if self.ppo.whiten_advantages:
             rollout.advantages = whiten(rollout.advantages, mask, all_sum)
-        self._measure(rollout, mask, means)
+        measure(rollout, mask, self.overlong_prompts, means)
         return mask
 
     def _reward_places(self, rollout: Rollout) -> Tensor:
@@ -321,26 +322,6 @@ class PPOModule(CodeModule):
         if self.kl.placement != "reward":
             return 0.0
         return coef * kl_estimate(rollout.logprobs, rollout.ref_logprobs, self.kl.estimator) * own_mask
-
-    def _measure(self, rollout: Rollout, mask: Tensor, means: Means) -> None:
-        assert rollout.alpha is not None
-        assert rollout.scores is not None
-        assert rollout.token_rewards is not None
-        total = rollout.token_rewards.sum(-1)
-        means.add("reward/total", total.sum(), len(rollout))
-        means.add("reward/per_token", total.sum(), rollout.response_mask.sum())
-        means.add("rollout/overlong_prompts", self.overlong_prompts)
-        means.add("rollout/length", rollout.response_mask.sum(), len(rollout))
-        means.add("rollout/truncated", (~rollout.finished).sum(), len(rollout))
-        means.add("rollout/left_out", (~mask.any(-1)).sum(), len(rollout))
-        if rollout.outcome is not None:
-            means.add_masked("reward/outcome", rollout.outcome, ~rollout.outcome.isnan())
-        for column, name in enumerate(rollout.component_names):
-            applicable = ~rollout.scores[:, column].isnan()
-            means.add_masked(f"reward/{name}", rollout.scores[:, column], applicable)
-            for task_type in sorted({task.task_type for task in rollout.tasks}):
-                rows = applicable & torch.tensor([t.task_type == task_type for t in rollout.tasks]).to(applicable)
-                means.add_masked(f"weight/{task_type}/{name}", rollout.alpha[:, column], rows)
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
 
