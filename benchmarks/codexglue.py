@@ -63,10 +63,11 @@ def main() -> None:
     parser.add_argument("--sft", type=Path, default=Path("runs/codexglue_sft"))
     parser.add_argument("--ppo", type=Path, default=Path("runs/codexglue_ppo"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/codexglue_java_cs.json"))
+    parser.add_argument("--trained_at", required=True, help="commit the two runs were trained at")
     args = parser.parse_args()
     summary = json.loads((args.ppo / "summary.json").read_text())
     result: dict[str, Any] = {
-        **provenance(),
+        **provenance(args.trained_at),
         "published": PUBLISHED,
         "copy": copied(args.data_dir),
         "warm_start_seconds": round(wall_seconds(args.sft)),

@@ -61,8 +61,12 @@ def gather(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def provenance() -> dict[str, Any]:
-    """Command, commit and machine: what a reader needs to measure again."""
+def provenance(trained_at: str | None) -> dict[str, Any]:
+    """Command, commits and machine: what a reader needs to measure again.
+
+    Args:
+        trained_at: Commit the runs were trained at, where they were there before; None: the present one.
+    """
     import torch
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -71,7 +75,8 @@ def provenance() -> dict[str, Any]:
     ]
     return {
         "command": " ".join(["python", *arguments]),
-        "commit": commit,
+        "trained_at": trained_at or commit,
+        "gathered_at": commit,
         "machine": {
             "system": platform.system(),
             "processor": platform.machine(),
@@ -88,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/quickstart_seeds"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quickstart.json"))
+    parser.add_argument("--trained_at", help="commit of runs that were there before")
     args, overrides = parser.parse_known_args()
     summaries = []
     for seed in args.seeds:
@@ -101,7 +107,7 @@ def main() -> None:
                     command_for(seed, folder, overrides), check=True, stdout=log, stderr=log, env=environment
                 )
         summaries.append(json.loads(summary.read_text()))
-    result = {**provenance(), "seeds": args.seeds, **gather(summaries)}
+    result = {**provenance(args.trained_at), "seeds": args.seeds, **gather(summaries)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({mode: result[mode]["change"] for mode in ("greedy", "sampled")}, indent=2))

@@ -455,3 +455,11 @@ def test_no_worker_outlives_a_killed_trainer() -> None:
 def test_bad_limits_name_the_culprit(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Limits(**bad)  # type: ignore[arg-type]
+
+
+def test_processes_share_the_cores() -> None:
+    sandbox = Sandbox()
+    sandbox.share(10**6)
+    assert sandbox.slots == 1
+    with sandbox:
+        assert sandbox.run("def f(x):\n    return x\n", "f", (CallTest((1,), 1),)).passed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,9 +239,3 @@ def _flat(predictions: list[Any]) -> list[Any]:
     if predictions and predictions[0] and isinstance(predictions[0][0], list):
         return [batch for loader in predictions for batch in loader]
     return predictions
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write JSON with stable key order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")

@@ -17,8 +17,11 @@ from lightning_dterm.types import CallTest
 
 def default_slots() -> int:
     """Cores this process may use, shared among the processes of one node (``LOCAL_WORLD_SIZE``)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, _cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Sandbox:
@@ -75,8 +78,7 @@ class Sandbox:
 
     def share(self, processes: int) -> None:
         """Divide the cores among ``processes`` trainers on this machine; before the first run."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.slots = max(1, min(self.slots, cores // max(1, processes)))
+        self.slots = max(1, min(self.slots, _cores() // max(1, processes)))
         self._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
