@@ -16,7 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dterm.data.microcode import ALL_TASK_TYPES, SPLITS, TASK_TYPES, MicroCode, split_of, structure_key
+from lightning_dterm.data.microcode import (
+    ALL_TASK_TYPES,
+    SPLITS,
+    TASK_TYPES,
+    MicroCode,
+    grammar,
+    split_of,
+    structure_key,
+)
+from lightning_dterm.data.microcode.render_python import render_python
+from lightning_dterm.data.microcode.spec import Draw
+from lightning_dterm.data.microcode.structure import structure
 from lightning_dterm.types import CodeTask
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +122,18 @@ def test_structure_key_sees_structure_and_nothing_else() -> None:
     assert structure_key("x = 1") == structure_key("y = 'text'")
     with pytest.raises(SyntaxError):
         structure_key("def f(:")
+
+
+@pytest.mark.parametrize("family", [*grammar.FAMILIES.values(), grammar._OPTIMIZATION], ids=lambda f: f.draw.__name__)
+def test_facts_of_a_shape_are_those_of_its_parsed_programs(family: grammar.Family) -> None:
+    draw = Draw(17)
+    for _ in range(150):
+        shape = family.draw(draw)
+        program, facts = family.build(shape, draw), grammar.facts(shape)
+        assert (facts.key, facts.nodes) == structure(render_python(program.functions)), shape
+        assert facts.slow_key == (structure_key(render_python(program.slow)) if program.slow else ""), shape
+        splits = {split_of(key) for key in (facts.key, facts.slow_key) if key}
+        assert facts.split == (splits.pop() if len(splits) == 1 else ""), shape
 
 
 def test_structure_key_refines_no_less_than_the_independent_normaliser(tasks: dict[str, list[CodeTask]]) -> None:

@@ -6,10 +6,10 @@ from lightning_dterm.data.microcode.conditions import Condition, bind_condition,
 from lightning_dterm.data.microcode.nodes import Count, Do, For, Function, If, Let, Program, Return, Update
 from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
 from lightning_dterm.data.microcode.pipelines import Shape
-from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind, by_name
 
-_MAPS = {piece.name: piece for piece in NUMBER_MAPS}
-_NAMES = tuple(_MAPS)
+_MAPS = by_name(NUMBER_MAPS)
+_NAMES = tuple(piece.name for piece in NUMBER_MAPS)
 _LISTS = (("xs", "x"), ("nums", "n"), ("values", "v"), ("numbers", "n"), ("data", "x"), ("items", "x"))
 _IF = (" if ", " when ")
 _ELSE = (", otherwise ", ", else ")
@@ -267,8 +267,8 @@ PAIR_TESTS = (
         "more",
     ),
 )
-_PAIR_MAP = {piece.name: piece for piece in _PAIR_MAPS}
-_PAIR_TEST = {piece.name: piece for piece in PAIR_TESTS}
+PAIR_MAP = by_name(_PAIR_MAPS)
+PAIR_TEST = by_name(PAIR_TESTS)
 
 
 def draw_pair(draw: Draw) -> Shape:
@@ -291,7 +291,7 @@ def _pair_words(piece: Piece, a: str, b: str) -> tuple[str, ...]:
 def build_pair(shape: Shape, draw: Draw) -> Program:
     """A decision on two numbers, or a walk along two lists by position."""
     _, style, first, second, test_name = shape
-    one, two, test = _PAIR_MAP[str(first)], _PAIR_MAP[str(second)], _PAIR_TEST[str(test_name)]
+    one, two, test = PAIR_MAP[str(first)], PAIR_MAP[str(second)], PAIR_TEST[str(test_name)]
 
     if style in ("early", "ternary"):
         a, b = draw.pick((("a", "b"), ("x", "y"), ("m", "n"), ("left", "right")))

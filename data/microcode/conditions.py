@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_dterm.data.microcode.number_pieces import NUMBER_PREDICATES, SIGN_PREDICATES
-from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind, by_name
 from lightning_dterm.data.microcode.text_pieces import CHARACTER_PREDICATES, WORD_PREDICATES
 
 ConditionShape = tuple[str, ...]
@@ -18,7 +18,7 @@ PREDICATES: dict[str, tuple[Piece, ...]] = {
     "word": WORD_PREDICATES,
     "character": CHARACTER_PREDICATES,
 }
-_BY_NAME = {kind: {piece.name: piece for piece in pieces} for kind, pieces in PREDICATES.items()}
+_BY_NAME = {kind: by_name(pieces) for kind, pieces in PREDICATES.items()}
 
 # Pairs in which one predicate implies or excludes the other for most constants make degenerate programs.
 _CLASHES = (

@@ -6,11 +6,11 @@ from lightning_dterm.data.microcode.conditions import Condition, bind_condition,
 from lightning_dterm.data.microcode.nodes import Do, For, Function, If, Let, Node, Program, Return, Update, While
 from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
 from lightning_dterm.data.microcode.pipelines import SOURCES, Shape, filtered
-from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Segments, bind
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Segments, bind, by_name
 from lightning_dterm.data.microcode.text_pieces import WORD_MAPS, WORD_MEASURES
 
-_NUMBER = {piece.name: piece for piece in NUMBER_MAPS}
-_KEYS = {piece.name: piece for piece in WORD_MAPS + WORD_MEASURES}
+_NUMBER = by_name(NUMBER_MAPS)
+_KEYS = by_name(WORD_MAPS + WORD_MEASURES)
 _THAT = (" that ", " which ")
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lightning_dterm.data.microcode import branches, containers, numeric, optimization, pipelines
+from lightning_dterm.data.microcode.conditions import ConditionShape, bind_condition
 from lightning_dterm.data.microcode.nodes import Program
 from lightning_dterm.data.microcode.pipelines import Shape
 from lightning_dterm.data.microcode.render_python import render_python
-from lightning_dterm.data.microcode.spec import Draw
-from lightning_dterm.data.microcode.structure import LineStructure, split_of
+from lightning_dterm.data.microcode.spec import HOLES, Draw, FirstChoices, bind
+from lightning_dterm.data.microcode.structure import LineStructure, digest, expression_shape, split_of
 
 
 class Family(NamedTuple):
@@ -59,7 +60,80 @@ def build(shape: Shape, draw: Draw) -> Program:
     return family.build(shape, draw)
 
 
-_structure = LineStructure()
+_line_structure = LineStructure()
+_FIRST = FirstChoices()
+
+# Where the shapes of a family name their mappings and their condition, for the families whose programs contain both as
+# whole expressions: their syntax is composed from a template and the syntax of the pieces, instead of being parsed.
+_SLOTS: dict[str, tuple[tuple[int, ...], int]] = {
+    "pipeline": ((4,), 5),
+    "branch": ((2, 3), 4),
+    "balance": ((2, 3), 4),
+    "helper": ((3, 4), 5),
+    "pair": ((2, 3), 4),
+    "dict": ((3,), 4),
+    "table": ((2,), 3),
+    "running": ((2,), 3),
+    "digits": ((2,), 3),
+}
+_HOLE_SHAPES = tuple(expression_shape(piece.py) for piece in HOLES)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _syntax(shape: Shape) -> str:
+    """Normal form of the fast programs of ``shape``, from one of them."""
+    return _line_structure(render_python(build(shape, _FIRST).functions))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _piece_syntax(kind: str, name: str) -> str:
+    """Normal form of a mapping of one value of ``kind``, or of two values."""
+    if kind.startswith("pair"):
+        a, b = ("a", "b") if kind == "pair" else ("a[i]", "b[i]")
+        return expression_shape((branches.PAIR_MAP | branches.PAIR_TEST)[name].py.format(a=a, b=b))
+    return expression_shape(bind(pipelines.MAPS_BY_NAME[kind][name], _FIRST).code("v").py)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _condition_syntax(kind: str, condition: ConditionShape) -> str:
+    """Normal form of a condition on one value of ``kind``."""
+    return expression_shape(bind_condition(condition, kind, _FIRST).code("v").py)
+
+
+def _kind(shape: Shape) -> str:
+    """The kind of value that the mappings and the condition of ``shape`` take."""
+    family = shape[0]
+    if family == "pipeline" or family == "dict":
+        return pipelines.SOURCES[str(shape[1 if family == "pipeline" else 2])].kind
+    if family == "pair":
+        return "pair" if shape[1] == "early" or shape[1] == "ternary" else "pair_at"
+    return "natural" if family == "digits" else "number"
+
+
+def _composed(shape: Shape) -> str:
+    """:func:`_syntax`, composed where that is possible."""
+    slots = _SLOTS.get(str(shape[0]))
+    # A negated condition, and one joined with another test, depend on more of the condition than its syntax.
+    if slots is None or shape[2:4] == ("loop", "all") or (shape[0] == "running" and len(shape[3]) > 1):  # type: ignore[arg-type]
+        return _syntax(shape)
+    maps, last = slots
+    kind, condition = _kind(shape), shape[last]
+    template, fillers = list(shape), []
+    for hole, position in enumerate(maps, 1):
+        name = str(shape[position])
+        if name and name != "same":  # the form of some programs depends on whether they map at all
+            template[position] = HOLES[hole].name
+            fillers.append((_HOLE_SHAPES[hole], _piece_syntax(kind, name)))
+    if isinstance(condition, str):
+        template[last] = HOLES[0].name
+        fillers.append((_HOLE_SHAPES[0], _piece_syntax(kind, condition)))
+    elif condition:
+        template[last] = (HOLES[0].name,)
+        fillers.append((_HOLE_SHAPES[0], _condition_syntax(kind, condition)))
+    syntax = _syntax(tuple(template))
+    for hole_shape, filler in fillers:
+        syntax = syntax.replace(hole_shape, filler)
+    return syntax
 
 
 class Facts(NamedTuple):
@@ -81,10 +155,11 @@ class Facts(NamedTuple):
 @functools.lru_cache(maxsize=1 << 17)
 def facts(shape: Shape) -> Facts:
     """Structure key, split and size of every program of ``shape``."""
-    program = build(shape, Draw(0))
-    key, nodes = _structure(render_python(program.functions))
+    if shape[0] != "optimization":
+        key, nodes = digest(_composed(shape))
+        return Facts(key, "", split_of(key), nodes)
+    program = build(shape, _FIRST)
+    key, nodes = digest(_line_structure(render_python(program.functions)))
+    slow_key, _ = digest(_line_structure(render_python(program.slow)))
     split = split_of(key)
-    if not program.slow:
-        return Facts(key, "", split, nodes)
-    slow_key = _structure(render_python(program.slow))[0]
     return Facts(key, slow_key, split if split_of(slow_key) == split else "", nodes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lightning_dterm.data.microcode.conditions import Condition, bind_condition, draw_condition
 from lightning_dterm.data.microcode.nodes import Count, Do, For, Function, If, Let, Node, Program, Return, Update
 from lightning_dterm.data.microcode.number_pieces import NUMBER_MAPS
-from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind
+from lightning_dterm.data.microcode.spec import Bound, Code, Draw, Piece, Segments, bind, by_name
 from lightning_dterm.data.microcode.text_pieces import CHARACTER_MAPS, WORD_MAPS, WORD_MEASURES
 
 Shape = tuple[object, ...]
@@ -201,7 +201,7 @@ MAPS: dict[str, tuple[Piece, ...]] = {
     "word": WORD_MAPS + WORD_MEASURES,
     "character": CHARACTER_MAPS,
 }
-MAPS_BY_NAME = {kind: {piece.name: piece for piece in pieces} for kind, pieces in MAPS.items()}
+MAPS_BY_NAME = {kind: by_name(pieces) for kind, pieces in MAPS.items()}
 _MEASURES = {piece.name for piece in WORD_MEASURES}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,11 @@ class Draw:
     __slots__ = ("_next",)
 
     def __init__(self, seed: int) -> None:
-        self._next = random.Random(seed).random
+        self._next: Callable[[], float] = random.Random(seed).random
+
+    def uniform(self) -> Callable[[], float]:
+        """The underlying source of floats in [0, 1), for loops that draw many choices themselves."""
+        return self._next
 
     def pick(self, options: Sequence[T]) -> T:
         """One element, uniformly."""
@@ -40,6 +44,15 @@ class Draw:
             other = int(self._next() * (last + 1))
             rest[last], rest[other] = rest[other], rest[last]
         return rest
+
+
+class FirstChoices(Draw):
+    """Draws the first option and the lowest constant always."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self._next = float  # float() is 0.0
 
 
 class Code(NamedTuple):
@@ -75,6 +88,20 @@ class Piece:
     relative: bool = False
     letters: str = ""
 
+    @property
+    def constants(self) -> bool:
+        """Whether any constant is drawn; the wordings of a piece without constants are fixed."""
+        return bool(self.k or self.letters)
+
+
+HOLES = tuple(Piece(f"hole{i}", f"(lambda {', '.join('abc'[:i])}: 0)", "", ("",), ("",), "hole") for i in range(3))
+"""Stand-ins for any piece: expressions that no program contains, so that they can be found in a program's syntax."""
+
+
+def by_name(pieces: Iterable[Piece]) -> dict[str, Piece]:
+    """A table of ``pieces`` in which the stand-ins can be looked up, too."""
+    return {piece.name: piece for piece in (*pieces, *HOLES)}
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -93,6 +120,8 @@ class Bound:
 
     def plural(self) -> tuple[str, ...]:
         """Wordings about many values."""
+        if not self.piece.constants:
+            return self.piece.plural
         values = {"k": self.k, "j": self.j, "c": self.c}
         return tuple([text.format_map(values) for text in self.piece.plural])
 

@@ -10,6 +10,7 @@ SPLITS = ("train", "validation", "test")
 
 # Fields that exist in some Python versions only, or that carry a use's context rather than structure.
 _IGNORED = ("ctx", "type_comment", "type_ignores", "type_params", "kind")
+_MAX_LINES = 1 << 15
 _FIELDS: dict[type[ast.AST], tuple[str, ...]] = {}
 
 
@@ -59,9 +60,18 @@ def structure_key(source: str) -> str:
 def structure(source: str) -> tuple[str, int]:
     """The structure key of ``source`` and the number of syntax-tree nodes that enter it, as a measure of difficulty."""
     tree = ast.parse(source)
-    shape = ",".join([_shape(statement) for statement in tree.body])
+    return digest(",".join([_shape(statement) for statement in tree.body]))
+
+
+def digest(shape: str) -> tuple[str, int]:
+    """The structure key and the number of nodes of a program whose syntax tree has the normal form ``shape``."""
     nodes = shape.count("(") + shape.count("_") + shape.count("#")
     return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest(), nodes
+
+
+def expression_shape(expression: str) -> str:
+    """The normal form of an expression's syntax tree, as it stands within that of a program."""
+    return _shape(ast.parse(expression, mode="eval").body)
 
 
 def _header(line: str) -> str:
@@ -71,7 +81,7 @@ def _header(line: str) -> str:
 
 
 class LineStructure:
-    """:func:`structure` for the generator's own programs, several times as fast: parses each distinct line once.
+    """Normal forms of the generator's own programs, several times as fast: parses each distinct line once.
 
     It holds for programs of one statement a line, 4-space indentation and no ``elif``, such as the renderer prints.
     """
@@ -79,12 +89,12 @@ class LineStructure:
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
 
-    def __call__(self, source: str) -> tuple[str, int]:
-        """The structure key and the number of nodes."""
+    def __call__(self, source: str) -> str:
+        """The normal form of ``source``, for :func:`digest`."""
+        if len(self._known) > _MAX_LINES:
+            self._known.clear()
         lines = [line for line in source.split("\n") if line]
-        shape = ",".join(self._block(lines, 0, 0)[0])
-        nodes = shape.count("(") + shape.count("_") + shape.count("#")
-        return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest(), nodes
+        return ",".join(self._block(lines, 0, 0)[0])
 
     def _block(self, lines: list[str], position: int, indent: int) -> tuple[list[str], int]:
         shapes: list[str] = []
