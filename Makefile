@@ -4,7 +4,9 @@
 # Further: make venv | lint | format | types | wheel | clean
 #
 # Variables: PYTHON=python3.12 (interpreter for .venv), TORCH_PIP_ARGS="..."
-# (further pip arguments for torch, such as an index of CPU builds), PYTEST_ARGS="-x tests/test_cli.py", QUICKSTART_ARGS="--trainer.max_steps 10".
+# (further pip arguments for torch, such as an index of CPU builds),
+# TORCH=torch==2.11.0 CONSTRAINTS=constraints-floor.txt (the oldest tested set; with PYTHON=python3.12),
+# PYTEST_ARGS="-x tests/test_cli.py", QUICKSTART_ARGS="--trainer.max_steps 10".
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +17,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
+CONSTRAINTS := constraints.txt
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
@@ -32,7 +35,7 @@ help:
 
 venv: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then \
 	  for candidate in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -51,8 +54,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$$python" -m venv $(VENV) \
 	    || { rm -rf $(VENV); echo "error: '$$python -m venv' failed; on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }; \
 	fi
-	$(PY) -m pip install --quiet -c constraints.txt $(TORCH_PIP_ARGS) $(TORCH)
-	$(PY) -m pip install --quiet -c constraints.txt --editable '.[dev]'
+	$(PY) -m pip install --quiet -c $(CONSTRAINTS) $(TORCH_PIP_ARGS) $(TORCH)
+	$(PY) -m pip install --quiet -c $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 # A finished run is shown again, an interrupted one resumed.
