@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_dterm.callbacks.stop import stopped_by_signal
 from lightning_dterm.hooks import RolloutCallback, announce_phase
 from lightning_dterm.metrics import FIGURES, SampleTable
-from lightning_dterm.modules.distributed import all_sum
+from lightning_dterm.modules.distributed import all_gather, all_sum, global_order
+from lightning_dterm.modules.scoring import score_responses
 
 if TYPE_CHECKING:
     from lightning_dterm.modules.ppo import PPOModule
@@ -43,24 +47,37 @@ class BeforeAfterReport(RolloutCallback):
         self.split = split
         self.metrics = metrics or ["success", "exact_match", "bleu", "compile_rate", "length"]
         self._before: dict[str, Table] = {}
+        self._tasks: list[str] = []
+        self._checked = False
         self._train_seconds = 0.0
         self._started: float | None = None
         self._reported = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The first evaluation and the time spent, so that a resumed run reports on the whole."""
-        return {"before": json.dumps(self._before), "train_seconds": self._seconds()}
+        """The first evaluation, its tasks and the time spent, so that a resumed run reports on the whole."""
+        return {"before": json.dumps(self._before), "tasks": self._tasks, "train_seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore them."""
         self._before = json.loads(state_dict["before"])
+        self._tasks = list(state_dict.get("tasks", []))
+        if self._before and "tasks" not in state_dict:
+            rank_zero_warn(
+                "BeforeAfterReport: this older checkpoint does not say which tasks were evaluated before training; "
+                "the report takes them to be this run's"
+            )
         self._train_seconds = float(state_dict["train_seconds"])
 
     def _seconds(self) -> float:
         return self._train_seconds + (time.perf_counter() - self._started if self._started is not None else 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the untrained actor, unless a resumed run brought that along."""
+        """Evaluate the untrained actor, unless a resumed run brought that along.
+
+        Raises:
+            ValueError: If it did, and of other tasks than this run's.
+        """
+        self._check_tasks(trainer)
         if not self._before:
             self._before, _ = self._evaluate(trainer, pl_module)  # type: ignore[arg-type]
         self._started = time.perf_counter()
@@ -70,6 +87,8 @@ class BeforeAfterReport(RolloutCallback):
         self._train_seconds, self._started = self._seconds(), None
         if stopped_by_signal(trainer) or 0 < trainer.max_steps > trainer.global_step:
             return  # not the end of the run: it will be resumed
+        if not self._checked:
+            self._check_tasks(trainer)
         self._reported = True
         after, kl = self._evaluate(trainer, pl_module)  # type: ignore[arg-type]
         folder = trainer.log_dir or trainer.default_root_dir  # asked on every rank: it is broadcast
@@ -87,11 +106,21 @@ class BeforeAfterReport(RolloutCallback):
         if self._before and not self._reported:
             self.on_train_end(trainer, pl_module)
 
-    def _evaluate(self, trainer: L.Trainer, module: PPOModule) -> tuple[dict[str, Table], float | None]:
-        announce_phase(trainer, module, "evaluation")
+    def _loader(self, trainer: L.Trainer) -> Any:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         datamodule.setup("test" if self.split == "test" else "validate")
-        loader = datamodule.test_dataloader() if self.split == "test" else datamodule.val_dataloader()
+        return datamodule.test_dataloader() if self.split == "test" else datamodule.val_dataloader()
+
+    def _check_tasks(self, trainer: L.Trainer) -> None:
+        """Remember the split's tasks, or compare them with those a resumed run evaluated before training."""
+        tasks = global_order(all_gather([_identity(task) for batch in self._loader(trainer) for task in batch]))
+        if self._before and self._tasks and tasks != self._tasks:
+            raise ValueError(_different_tasks(self.split, self._tasks, tasks))
+        self._tasks, self._checked = tasks, True
+
+    def _evaluate(self, trainer: L.Trainer, module: PPOModule) -> tuple[dict[str, Table], float | None]:
+        announce_phase(trainer, module, "evaluation")
+        loader = self._loader(trainer)
         tables = {mode: SampleTable().to(module.device) for mode in MODES}
         kl = torch.zeros(2, dtype=torch.float64, device=module.device)
         for batch in loader:
@@ -106,22 +135,23 @@ class BeforeAfterReport(RolloutCallback):
     def _answer(self, module: PPOModule, tasks: list[CodeTask], table: SampleTable, temperature: float) -> Tensor:
         """Answer and record one batch; gives the sum of sequence log-ratios of sampled answers, and their number."""
         device = module.device
-        if not tasks:
+        if tasks:
+            prompts = module.encode_prompts(tasks)
+            keys = [(module.seed, "report", task.task_id) for task in tasks]
+            responses = module.respond(*prompts, keys, temperature, 1.0)
+            lengths, truncated = responses.mask.sum(-1).tolist(), (~responses.finished).tolist()
+            table.update(module.evaluator.evaluate(tasks, module.decode(responses), lengths, truncated))
+            given = (*prompts, responses.ids, responses.mask)
+        else:
             module.idle()
-            if temperature > 0 and module.kl.placement != "none":
-                module.score_nothing()
             table.update([])
-            return torch.zeros(2, dtype=torch.float64, device=device)
-        prompt_ids, prompt_mask = module.encode_prompts(tasks)
-        keys = [(module.seed, "report", task.task_id) for task in tasks]
-        responses = module.respond(prompt_ids, prompt_mask, keys, temperature, 1.0)
-        lengths, truncated = responses.mask.sum(-1).tolist(), (~responses.finished).tolist()
-        table.update(module.evaluator.evaluate(tasks, module.decode(responses), lengths, truncated))
+            given = (torch.zeros(0, 1, dtype=torch.long, device=device),) * 4
         if temperature == 0 or module.kl.placement == "none":
             return torch.zeros(2, dtype=torch.float64, device=device)
-        assert module.policy is not None
-        scores = module.policy(prompt_ids, prompt_mask, responses.ids, responses.mask, actor=True, reference=True)
-        ratio = ((scores.logprobs - scores.ref_logprobs) * responses.mask).sum()
+        scores = score_responses(module, *given, temperature=temperature)
+        assert scores.logprobs is not None
+        assert scores.ref_logprobs is not None
+        ratio = ((scores.logprobs - scores.ref_logprobs) * given[-1]).sum()
         return torch.stack([ratio.double(), ratio.new_tensor(len(tasks)).double()])
 
     def _print(self, summary: dict[str, Any], trainer: L.Trainer, path: Path) -> None:
@@ -145,6 +175,24 @@ class BeforeAfterReport(RolloutCallback):
             f"summary:     {path}\nsamples:     {path.parent / 'samples'}\n"
             f"TensorBoard: tensorboard --logdir {path.parent}"
         )
+
+
+def _identity(task: CodeTask) -> str:
+    """A task's id and a digest of what it asks, so that another data seed with the same ids is told apart."""
+    asked = hashlib.blake2b("\x1f".join((task.prompt, task.reference)).encode("utf-8", "replace"), digest_size=6)
+    return f"{task.task_id} {asked.hexdigest()}"
+
+
+def _different_tasks(split: str, before: list[str], now: list[str]) -> str:
+    pairs = zip_longest(before, now, fillvalue="none ")
+    row, (old, new) = next((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
+    ids = old.rpartition(" ")[0], new.rpartition(" ")[0]
+    what = f"{ids[0]} then, {ids[1]} now" if ids[0] != ids[1] else f"{ids[0]} has another prompt or reference"
+    return (
+        f"BeforeAfterReport: the checkpoint's evaluation before training was of other {split} tasks ({len(before)} "
+        f"then, {len(now)} now; first difference in row {row}: {what}): restore the data's settings and the "
+        "report's split, or start a new run without ckpt_path"
+    )
 
 
 def summarise(

@@ -7,7 +7,7 @@ The folder it writes loads like any other actor; a supervised warm start comes n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -48,6 +48,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+def _texts(data: CodeDataModule, limit: int) -> Iterator[str]:
+    """Prompts and references of the first ``limit`` training tasks."""
+    tasks = data.train_tasks()
+    for index in range(min(limit, len(tasks))):
+        yield tasks[index].prompt
+        yield tasks[index].reference
+
+
 def init_actor(
     data: CodeDataModule,
     out: str,
@@ -76,10 +84,7 @@ def init_actor(
         tokenizer_tasks: Tasks the tokenizer is trained on.
         seed: Of the weights.
     """
-    tasks = data.train_tasks()
-    count = min(tokenizer_tasks, len(tasks))
-    texts = (text for i in range(count) for text in (tasks[i].prompt, tasks[i].reference))
-    tokenizer = train_tokenizer(texts, vocab_size)
+    tokenizer = train_tokenizer(_texts(data, tokenizer_tasks), vocab_size)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

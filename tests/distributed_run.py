@@ -14,14 +14,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
+from lightning_dterm.callbacks.report import BeforeAfterReport
 from lightning_dterm.checkpointing import AtomicCheckpointIO
 from lightning_dterm.dterm import HypernetworkWeighting
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.actor_critic import CriticConfig, LoraSettings
+from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
-from lightning_dterm.modules.sharding import is_sharded
+from lightning_dterm.modules.sharding import is_sharded, whole
+from lightning_dterm.modules.supervised import SupervisedModule
 from lightning_dterm.types import Rollout
 from tests.tiny import ScoreOf, TextData, share_of_a, tiny_trainer
 
@@ -38,10 +41,12 @@ class Record(RolloutCallback):
         self.rollout = rollout
         self.lengths.append(rollout.response_mask.sum(-1).tolist())
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.rollout is None:  # supervised
+            self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")})
+            return
         # token shares are means of ranks' means; times differ from run to run
         left_out = ("time", "throughput", "attribution/")
-        assert self.rollout is not None
         self.metrics.append({k: v for k, v in self.rollout.metrics.items() if not k.startswith(left_out)})
 
 
@@ -61,20 +66,26 @@ class EarlyEnds(PPOModule):
         return list(range(0, len(self.tokenizer), 4))
 
 
-def build(args: argparse.Namespace) -> PPOModule:
+def build(args: argparse.Namespace) -> CodeModule:
+    generation = GenerationConfig(max_prompt_length=16, max_new_tokens=12, samples_per_prompt=2)
+    if args.supervised:
+        return SupervisedModule(
+            ActorConfig(path=args.actor), generation, lr=1e-2, warmup_steps=0, micro_batch_size=args.micro
+        )
     return EarlyEnds(
         actor=ActorConfig(path=args.actor),
         critic=CriticConfig(kind=args.critic),
         lora=LoraSettings(rank=4) if args.lora else None,
-        generation=GenerationConfig(max_prompt_length=16, max_new_tokens=12, samples_per_prompt=2),
-        ppo=PPOConfig(epochs=2, minibatches=2, shuffle=False, micro_batch_size=args.micro),
+        generation=generation,
+        # 16 samples in 3 minibatches: the ranks' shares of one differ in size
+        ppo=PPOConfig(epochs=2, minibatches=3, micro_batch_size=args.micro),
         kl=KLConfig(coef=0.1, target=0.5, horizon=100),
         optimizer=OptimizerConfig(actor_lr=1e-3, critic_lr=1e-3, weighting_lr=1e-2),
         weighting=HypernetworkWeighting(),
     )
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for name in ("--actor", "--out", "--strategy"):
         parser.add_argument(name, required=True)
@@ -82,19 +93,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--micro", type=int)
     parser.add_argument("--critic", default="separate")
-    parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--save")
-    parser.add_argument("--checkpoints")
-    parser.add_argument("--resume")
-    args = parser.parse_args()
+    for flag in ("--supervised", "--lora", "--validate", "--report", "--evaluate"):
+        parser.add_argument(flag, action="store_true")
+    for path in ("--checkpoints", "--resume", "--export"):
+        parser.add_argument(path)
+    return parser.parse_args()
+
+
+def evaluate(trainer: L.Trainer, module: CodeModule) -> None:
+    """Test on a single row, so that one of two ranks has none; predict five, so that the last batch is uneven."""
+    trainer.test(module, datamodule=TextData(limit_test=1))
+    trainer.predict(module, datamodule=TextData(limit_test=5, eval_batch_size=2))
+
+
+def main() -> None:
+    args = options()
     torch.set_num_threads(1)
-    module, record = build(args), Record()
+    module, record, root = build(args), Record(), Path(args.out).parent
     components = [ScoreOf("share", share_of_a), ScoreOf("long", lambda text: min(1.0, len(text) / 12))]
     callbacks: list[L.Callback] = [record]
+    if args.report:
+        callbacks.append(BeforeAfterReport(str(root / "summary.json")))
     if args.checkpoints:
-        callbacks.append(ModelCheckpoint(args.checkpoints, every_n_train_steps=1, save_last=True, save_top_k=1))
+        callbacks.append(
+            ModelCheckpoint(args.checkpoints, filename="{step}", every_n_train_steps=1, save_last=True, save_top_k=-1)
+        )
     trainer = tiny_trainer(
-        Path(args.out).parent,
+        root,
         components,
         args.steps,
         callbacks=callbacks,
@@ -102,18 +127,22 @@ def main() -> None:
         plugins=[AtomicCheckpointIO()],
         devices=args.devices,
         strategy=strategy_of(args.strategy, args.devices),
+        **({"limit_val_batches": 1, "val_check_interval": 1, "num_sanity_val_steps": 0} if args.validate else {}),
     )
-    trainer.fit(module, datamodule=TextData(batch_size=8, size=64), ckpt_path=args.resume)
-    if args.save:
-        trainer.save_checkpoint(args.save)
-    weights = {n: p.full_tensor() if is_sharded(p) else p for n, p in module.named_parameters() if p.requires_grad}
+    trainer.fit(module, datamodule=TextData(batch_size=8, size=64, limit_test=1), ckpt_path=args.resume)
+    global_step = trainer.global_step
+    weights = {n: whole(p).detach().cpu().clone() for n, p in module.named_parameters() if p.requires_grad}
+    if args.export:
+        module.export(args.export)
+    if args.evaluate:
+        evaluate(trainer, module)
     result = {
-        "weights": {n: p.detach().cpu().clone() for n, p in weights.items()},
+        "weights": weights,
         "metrics": record.metrics,
         "lengths": record.lengths,
-        "kl_coef": module.kl_controller.coef,
+        "kl_coef": module.kl_controller.coef if isinstance(module, PPOModule) else None,
         "sharded": sum(is_sharded(p) for p in module.parameters()),
-        "global_step": trainer.global_step,
+        "global_step": global_step,
     }
     torch.save(result, f"{args.out}.rank{trainer.global_rank}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import tiny_actor
 
@@ -43,7 +45,7 @@ def launch(out: Path, actor: Path, devices: int = 1, strategy: str = "ddp", **op
     """Run to the end and give each rank's record; a hung rank ignores SIGTERM, so the whole group is killed."""
     process = start(command_of(out, actor, devices, strategy, **options))
     try:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=480)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
@@ -87,22 +89,85 @@ def test_two_processes_equal_one(single: dict[str, Any], actor: Path, tmp_path: 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_resume_exactly(actor: Path, tmp_path: Path, strategy: str) -> None:
-    whole = launch(tmp_path / "whole", actor, devices=2, strategy=strategy, steps=4)
-    checkpoint = tmp_path / "half.ckpt"
-    first = launch(tmp_path / "first", actor, devices=2, strategy=strategy, steps=2, save=checkpoint)
-    second = launch(tmp_path / "second", actor, devices=2, strategy=strategy, steps=4, resume=checkpoint)
+    saved = tmp_path / "saved"
+    whole = launch(tmp_path / "whole", actor, devices=2, strategy=strategy, steps=4, micro=3, checkpoints=saved)
+    half = saved / "step=2.ckpt"
+    second = launch(tmp_path / "second", actor, devices=2, strategy=strategy, steps=4, micro=3, resume=half)
     for rank in range(2):
         assert_same_weights(whole[rank], second[rank], 0.0)
-        assert whole[rank]["metrics"] == first[rank]["metrics"] + second[rank]["metrics"]
+        assert whole[rank]["metrics"][2:] == second[rank]["metrics"]
         assert whole[rank]["kl_coef"] == second[rank]["kl_coef"]
 
 
+def assert_same_export(one: Path, two: Path, actor: Path) -> None:
+    """Both load in plain transformers, agree to 1e-4, and are not what training began with."""
+    models = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (one, two, actor)]
+    assert all(torch.allclose(tensor, models[1][name], atol=1e-4) for name, tensor in models[0].items())
+    assert any((tensor - models[2][name]).abs().max() > 1e-3 for name, tensor in models[0].items())
+    assert AutoTokenizer.from_pretrained(two).get_vocab() == AutoTokenizer.from_pretrained(actor).get_vocab()
+
+
 def test_lora_with_a_critic_adapter_on_two_processes(actor: Path, tmp_path: Path) -> None:
+    """Micro-batches of 3: the ranks need a different number of them for their shares of a minibatch."""
     options = {"steps": 2, "lora": True, "critic": "adapter", "micro": 3}
-    one = launch(tmp_path / "one", actor, **options)[0]
-    two = launch(tmp_path / "two", actor, devices=2, strategy="ddp", **options)[0]
+    one = launch(tmp_path / "one", actor, export=tmp_path / "export-one", **options)[0]
+    for strategy in ("ddp", "fsdp2"):
+        folder = tmp_path / f"export-{strategy}"
+        two = launch(tmp_path / strategy, actor, devices=2, strategy=strategy, export=folder, **options)[0]
+        assert (two["sharded"] > 0) == (strategy == "fsdp2")
+        assert_same_weights(one, two, 1e-4)
+        assert_same_metrics(one, two, 1e-4)
+        assert_same_export(tmp_path / "export-one", folder, actor)
+
+
+def test_a_shared_critic_under_fsdp2(actor: Path, tmp_path: Path) -> None:
+    options = {"steps": 2, "critic": "shared"}
+    one = launch(tmp_path / "one", actor, export=tmp_path / "export-one", **options)[0]
+    two = launch(tmp_path / "two", actor, 2, "fsdp2", export=tmp_path / "export-two", **options)[0]
     assert_same_weights(one, two, 1e-4)
     assert_same_metrics(one, two, 1e-4)
+    assert_same_export(tmp_path / "export-one", tmp_path / "export-two", actor)
+
+
+def test_evaluation_on_two_processes(actor: Path, tmp_path: Path) -> None:
+    """One test row for two ranks; predictions in the order of the data."""
+    results: dict[str, Any] = {}
+    kls: list[float] = []
+    for name, devices, strategy in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("fsdp2", 2, "fsdp2")):
+        folder = tmp_path / name
+        folder.mkdir()
+        launch(folder / "run", actor, devices, strategy, steps=1, micro=1, validate=True, report=True, evaluate=True)
+        summary = json.loads((folder / "summary.json").read_text())
+        kls.append(summary.pop("kl"))
+        assert summary.pop("train_seconds") > 0
+        rows = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+        results[name] = summary, json.loads((folder / "test.json").read_text()), rows
+    assert [row["task_id"] for row in results["one"][2]] == [f"t/{i}" for i in range(5)]
+    assert results["one"][1]["overall"]["samples"] == 1
+    assert results["one"] == results["ddp"] == results["fsdp2"]
+    assert kls[0] != 0
+    assert kls == pytest.approx([kls[0]] * 3, abs=1e-4)
+
+
+def test_supervised_training_on_two_processes(actor: Path, tmp_path: Path) -> None:
+    options = {"supervised": True, "steps": 4, "micro": 3}
+    one = launch(tmp_path / "one", actor, export=tmp_path / "export-one", **options)[0]
+    assert one["metrics"][0]["train/loss"] > one["metrics"][3]["train/loss"] + 0.1
+    saved = tmp_path / "saved"
+    for strategy in ("ddp", "fsdp2"):
+        folder = tmp_path / f"export-{strategy}"
+        more = {"validate": True, "checkpoints": saved, "evaluate": True} if strategy == "fsdp2" else {}
+        ranks = launch(tmp_path / strategy, actor, 2, strategy, export=folder, **options, **more)
+        assert (ranks[0]["sharded"] > 0) == (strategy == "fsdp2")
+        assert ranks[0]["global_step"] == 4
+        for rank in ranks:
+            assert_same_weights(one, rank, 1e-4)
+            assert_same_metrics(one, rank, 1e-4)
+        assert_same_export(tmp_path / "export-one", folder, actor)
+    resumed = launch(tmp_path / "resumed", actor, 2, "fsdp2", validate=True, resume=saved / "step=2.ckpt", **options)
+    for rank in range(2):
+        assert_same_weights(ranks[rank], resumed[rank], 0.0)
+        assert ranks[rank]["metrics"][2:] == resumed[rank]["metrics"]
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(actor: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dterm.dterm import HypernetworkWeighting
@@ -269,6 +271,57 @@ def test_target_kl_stops_the_epochs(actor: Path, tmp_path: Path) -> None:
     settings = PPOConfig(epochs=8, minibatches=2, target_kl=1e-6)
     _, record = fit(tmp_path, ppo(actor, ppo=settings), 2)
     assert all(m["ppo/early_stop"] == 1 and m["ppo/steps"] < 16 for m in record.metrics)
+
+
+def test_throughput_counts_the_minibatches_that_ran(actor: Path, tmp_path: Path) -> None:
+    seconds: list[float] = []
+
+    class Clock(PPOModule):
+        def _log(self, *args: Any) -> None:
+            seconds.append(self.seconds["update"])
+            super()._log(*args)
+
+    for target, passes in ((1e-6, None), (None, 3)):
+        base = ppo(actor)
+        settings = PPOConfig(epochs=3, minibatches=1, target_kl=target)
+        module = Clock(
+            actor=base.actor_config,
+            critic=base.critic_config,
+            generation=base.generation,
+            ppo=settings,
+            optimizer=base.optimizer_config,
+        )
+        record = Record()
+        trainer = tiny_trainer(tmp_path, components(), 1, callbacks=[record])
+        trainer.fit(module, datamodule=TextData(batch_size=8, size=20))
+        metrics = record.rollouts[0].metrics
+        ran = metrics["ppo/steps"] if passes is None else passes
+        assert ran == (2 if passes is None else 3)  # the first step cannot have moved away from its own policy
+        tokens = ran * int(record.rollouts[0].response_mask.sum())
+        assert metrics["throughput/update_tokens_per_s"] == pytest.approx(tokens / seconds[-1])
+
+
+def test_16_mixed_is_refused_in_one_line(actor: Path, tmp_path: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match=r"trainer\.precision 16-mixed is not supported: use bf16-mixed") as refusal:
+        fit(tmp_path, ppo(actor), 1, plugins=[plugin])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("own", [None, "<|endoftext|>", "<|pad|>"])
+def test_export_keeps_the_tokenizers_own_pad_token(actor: Path, tmp_path: Path, own: str | None) -> None:
+    copied = tmp_path / "actor"
+    shutil.copytree(actor, copied)
+    tokenizer = AutoTokenizer.from_pretrained(actor)
+    tokenizer.pad_token = own
+    tokenizer.save_pretrained(copied)
+    module = ppo(copied)
+    fit(tmp_path, module, 1)
+    assert module.tokenizer.pad_token_id != module.tokenizer.eos_token_id
+    exported = AutoTokenizer.from_pretrained(module.export(tmp_path / "out"))
+    assert exported.pad_token == own
+    assert exported.get_vocab() == tokenizer.get_vocab()
+    assert module.tokenizer.pad_token not in (None, module.tokenizer.eos_token)
 
 
 @pytest.mark.parametrize("rule", ["none", "penalty", "mask"])

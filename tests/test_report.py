@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lightning_dterm.modules.actor_critic import CriticConfig
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
-from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
+from tests.tiny import ScoreOf, TextData, share_of_a, text_task, tiny_actor, tiny_trainer
 
 
 def module_for(actor: Path) -> PPOModule:
@@ -67,6 +68,43 @@ def test_a_run_stopped_in_its_last_evaluation_reports_at_the_resume(tmp_path: Pa
     summary.unlink()
     run(tmp_path, module_for(tmp_path / "actor"), 2, resume=tmp_path / "end.ckpt")
     assert json.loads(summary.read_text())["tasks"] == expected["tasks"]
+
+
+class OtherPrompts(TextData):
+    """The same ids, other questions."""
+
+    def test_tasks(self):  # type: ignore[no-untyped-def]
+        return [text_task(i, "cd") for i in range(8)]
+
+
+def resume(tmp_path: Path, steps: int, data: TextData, checkpoint: Path, **kwargs: Any) -> BeforeAfterReport:
+    report = BeforeAfterReport(str(tmp_path / "again.json"), **kwargs)
+    trainer = tiny_trainer(tmp_path, [ScoreOf("share", share_of_a)], steps, callbacks=[report])
+    trainer.fit(module_for(tmp_path / "actor"), datamodule=data, ckpt_path=checkpoint)
+    return report
+
+
+def test_a_resumed_run_with_other_test_tasks_is_refused(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    run(tmp_path, module_for(tiny_actor(tmp_path / "actor")), 1)
+    checkpoint = tmp_path / "end.ckpt"
+    # training goes on, and nothing is left but the report: both must refuse
+    for steps in (2, 1):
+        fewer = TextData(batch_size=8, size=64, limit_test=5)
+        with pytest.raises(ValueError, match=r"8 then, 5 now; first difference in row 5: t/5 then, none now"):
+            resume(tmp_path, steps, fewer, checkpoint)
+        with pytest.raises(ValueError, match=r"other test tasks .* row 0: t/0 has another prompt") as refusal:
+            resume(tmp_path, steps, OtherPrompts(batch_size=8, size=64), checkpoint)
+        assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "again.json").exists()
+    resume(tmp_path, 2, TextData(batch_size=8, size=64), checkpoint)
+    assert (tmp_path / "again.json").exists()
+
+
+def test_a_checkpoint_that_names_no_tasks_is_told() -> None:
+    report = BeforeAfterReport()
+    with pytest.warns(UserWarning, match="does not say which tasks"):
+        report.load_state_dict({"before": '{"greedy": {}}', "train_seconds": 1.0})
 
 
 def test_an_untrained_run_reports_no_kl(tmp_path: Path) -> None:

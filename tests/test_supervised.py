@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.plugins.precision import MixedPrecision
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dterm.init_actor import init_actor, train_tokenizer
@@ -89,6 +90,20 @@ def test_it_learns_and_exports(actor: Path, tmp_path: Path) -> None:
     out = model.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :]
     assert tokenizer.decode(out, skip_special_tokens=True) == task.reference
     assert module.complete([task], 0.0).texts == [task.reference]
+
+
+def test_16_mixed_is_refused_in_one_line(actor: Path) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))],
+    )
+    with pytest.raises(ValueError, match=r"trainer\.precision 16-mixed is not supported: use bf16-mixed") as refusal:
+        trainer.fit(supervised(actor), datamodule=TextData(batch_size=8, size=16))
+    assert "\n" not in str(refusal.value)
 
 
 def test_over_long_rows_are_cut_and_counted(actor: Path) -> None:

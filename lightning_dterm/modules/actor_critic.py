@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm
-from lightning_dterm.modules.sharding import unsharded
+from lightning_dterm.modules.sharding import as_forward, unsharded
 from lightning_dterm.rl.generation import Responses, generate
 from lightning_dterm.rl.logprobs import token_logprobs
 
@@ -108,7 +108,7 @@ class ActorCritic(nn.Module):
             self.reference = copy.deepcopy(base).requires_grad_(False) if with_reference else None
             self.actor: nn.Module = base
         else:
-            self.actor = _with_adapters(base, lora, critic.kind)
+            self.actor = with_adapters(base, lora, critic.kind)
         self.uses_lora = lora is not None
         self.with_reference = with_reference
         self.value_head = nn.Linear(base.config.get_text_config().hidden_size, 1)
@@ -183,10 +183,13 @@ class ActorCritic(nn.Module):
         training = self.training
         super().train(False)  # a checkpointed model in training mode drops its key-value cache
         try:
-            with unsharded(self, self.actor):
-                return generate(self.language_model, *args, **kwargs)
+            return as_forward(self, self._generate, *args, **kwargs)
         finally:
             super().train(training)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Responses:
+        with unsharded(self, self.actor):
+            return generate(self.language_model, *args, **kwargs)
 
     def _critic_values(self, batch: _Batch) -> Tensor:
         if self.critic is not None:
@@ -283,7 +286,8 @@ def _check(actor: ActorConfig, critic: CriticConfig, lora: LoraSettings | None) 
         )
 
 
-def _with_adapters(base: PreTrainedModel, lora: LoraSettings, kind: CriticKind) -> PeftModel:
+def with_adapters(base: PreTrainedModel, lora: LoraSettings, kind: CriticKind) -> PeftModel:
+    """Freeze ``base`` and give it the actor's adapter and, for critic kind ``adapter``, the critic's."""
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

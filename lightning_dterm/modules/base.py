@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
 from lightning_dterm.metrics import FIGURES, SampleTable
 from lightning_dterm.modules.config import GenerationConfig
-from lightning_dterm.modules.loading import load_tokenizer
+from lightning_dterm.modules.distributed import all_gather, global_order, rank
+from lightning_dterm.modules.loading import read_tokenizer, save_tokenizer, with_pad_token
 from lightning_dterm.rl.generation import Responses, generate, sample_uniforms
 from lightning_dterm.types import CodeTask
 
@@ -41,7 +42,9 @@ class CodeModule(L.LightningModule):
 
     def __init__(self, path: str, generation: GenerationConfig, seed: int, results: str | None = None) -> None:
         super().__init__()
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(path)
+        tokenizer = read_tokenizer(path)
+        self._own_pad_token: str | None = tokenizer.pad_token
+        self.tokenizer: PreTrainedTokenizerBase = with_pad_token(tokenizer)
         self.generation = generation
         self.seed = seed
         self.results = results
@@ -126,7 +129,10 @@ class CodeModule(L.LightningModule):
         return Completions(self.decode(responses), responses.mask.sum(-1).tolist(), (~responses.finished).tolist())
 
     def idle(self) -> None:
-        """Called where this rank has nothing to answer; overridden where others then wait for it."""
+        """Take part in the collectives of ranks that have something to answer when this one has not."""
+        ids = torch.full((1, 1), self._pad_id, device=self.device)
+        nothing = torch.zeros(1, 1, dtype=torch.float64)
+        self.generate_responses(ids, torch.ones_like(ids), nothing, eos_ids=self.eos_ids, pad_id=self._pad_id)
 
     def refuse_loss_scaling(self) -> None:
         """Gradients are clipped before Lightning would unscale them, so a loss scaler cannot be used.
@@ -200,11 +206,12 @@ class CodeModule(L.LightningModule):
         return [{"task_id": task.task_id, "completion": text} for task, text in zip(batch, answers.texts, strict=True)]
 
     def on_predict_epoch_end(self) -> None:
-        """Write all completions to ``completions.jsonl`` in the log folder."""
-        from lightning_dterm.modules.distributed import all_gather
-
-        own = [row for batch in _flat(self.trainer.predict_loop.predictions) for row in batch]
-        rows = [row for part in all_gather(own) for row in part]
+        """Write all completions to ``completions.jsonl`` in the log folder, in the order of the data."""
+        loop = self.trainer.predict_loop
+        loaders = [loop.predictions] if loop.num_dataloaders == 1 else loop.predictions
+        rows: list[dict[str, str]] = []
+        for batches in loaders:
+            rows += global_order(all_gather([row for batch in batches for row in batch]))
         path = self._log_folder() / "completions.jsonl"
         if self.trainer.is_global_zero:
             write_completions_jsonl(path, rows)
@@ -217,7 +224,7 @@ class CodeModule(L.LightningModule):
     # --- export ------------------------------------------------------------------------------------------------------
 
     def export(self, path: str | Path, merge: bool = True) -> Path:
-        """Write the trained actor and tokenizer with ``save_pretrained``.
+        """Write the trained actor and tokenizer with ``save_pretrained``; in a run of several processes all must call.
 
         Args:
             path: Folder to write.
@@ -227,15 +234,10 @@ class CodeModule(L.LightningModule):
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         self._export_model(folder, merge)
-        self.tokenizer.save_pretrained(folder)
+        if rank() == 0:
+            save_tokenizer(self.tokenizer, self._own_pad_token, folder)
+        all_gather(None)  # the folder is complete when any rank returns
         return folder
 
     def _export_model(self, folder: Path, merge: bool) -> None:
-        self.language_model.save_pretrained(folder)
-
-
-def _flat(predictions: list[Any]) -> list[Any]:
-    """Predictions of one or of several dataloaders as one list of batches."""
-    if predictions and predictions[0] and isinstance(predictions[0][0], list):
-        return [batch for loader in predictions for batch in loader]
-    return predictions
+        raise NotImplementedError

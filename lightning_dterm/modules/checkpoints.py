@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from lightning_dterm.modules.ppo import PPOModule
@@ -96,13 +93,3 @@ def _check_names(module: PPOModule, saved: set[str]) -> None:
             if names
         )
         raise ResumeError(f"the checkpoint's trained parts differ ({detail}): give the same lora and critic settings")
-
-
-def merged_copy(actor: PeftModel) -> PreTrainedModel:
-    """The base model with the actor's adapter folded in; the training model stays as it is."""
-    clone = copy.deepcopy(actor)
-    if "critic" in clone.peft_config:
-        clone.delete_adapter("critic")
-    merged = clone.merge_and_unload(adapter_names=["actor"])
-    assert isinstance(merged, PreTrainedModel)
-    return merged

@@ -47,10 +47,10 @@ class PPOConfig:
     Attributes:
         epochs: Passes over a rollout.
         minibatches: Optimizer steps a pass.
-        micro_batch_size: Samples a forward and backward pass, None for the whole minibatch; changes memory and speed,
-            not the result.
-        shuffle: Draw the minibatches anew every epoch; without it they are consecutive samples, and a run on several
-            processes has the very minibatches of a run on one.
+        micro_batch_size: Samples a forward and backward pass on each process, None for the whole minibatch; changes
+            memory and speed, not the result.
+        shuffle: Draw the minibatches anew every epoch; without it they are consecutive samples. Either way a run on
+            several processes has the very minibatches of a run on one.
         gamma: Discount.
         lam: GAE's trace decay.
         clip: Ratio clip.

@@ -17,6 +17,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """Sum over ranks; the result is the same on all of them."""
     if world_size() > 1:
@@ -69,8 +74,12 @@ def merge_means(parts: Iterable[dict[str, tuple[float, float]]]) -> dict[str, fl
 
 
 def global_order(parts: list[list[T]]) -> list[T]:
-    """Interleave per-rank lists of equal length as the sampler dealt them: row i of rank r is global row i W + r."""
-    return [item for row in zip(*parts, strict=True) for item in row]
+    """Interleave per-rank lists as the sampler dealt them: row i of rank r is global row i W + r.
+
+    Evaluation deals every row once, so the last ranks may have one row less.
+    """
+    longest = max((len(part) for part in parts), default=0)
+    return [part[i] for i in range(longest) for part in parts if i < len(part)]
 
 
 def seed_everything(seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -58,16 +59,38 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         ActorLoadError: If it cannot be loaded or has no end-of-sequence token.
     """
+    return with_pad_token(read_tokenizer(path))
+
+
+def read_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as it is, but padding on the left.
+
+    Raises:
+        ActorLoadError: If it cannot be loaded or has no end-of-sequence token.
+    """
     folder = resolve_path(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, padding_side="left")
     except (OSError, ValueError) as error:
         raise ActorLoadError(_explain("tokenizer", path, error)) from error
     if tokenizer.eos_token_id is None:
         raise ActorLoadError(f"the tokenizer of {path!r} has no eos_token: set one in its tokenizer_config.json")
+    return tokenizer
+
+
+def with_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give ``tokenizer`` a pad token other than its end-of-sequence token, unless it has one."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _spare_token(tokenizer)
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, own_pad_token: str | None, folder: Path) -> None:
+    """Write ``tokenizer`` with the pad token it came with, which may be none, and not with a substitute."""
+    if tokenizer.pad_token != own_pad_token:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = own_pad_token
+    tokenizer.save_pretrained(folder)
 
 
 def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:

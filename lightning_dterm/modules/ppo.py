@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
@@ -22,9 +21,11 @@ from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, Lora
 from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.distributed import Means, all_gather, all_sum, global_order, seed_everything, world_size
+from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.measure import measure
-from lightning_dterm.modules.sharding import is_sharded, shard, unsharded
+from lightning_dterm.modules.scoring import score_responses
+from lightning_dterm.modules.sharding import shard, whole
 from lightning_dterm.modules.update import PPOUpdate
 from lightning_dterm.rl.baseline import leave_one_out, spread_baseline
 from lightning_dterm.rl.gae import generalized_advantages
@@ -118,17 +119,6 @@ class PPOModule(CodeModule):
         """Sample from the actor, gathered on this rank for as long as that takes."""
         return self._policy.generate(*args, **kwargs)
 
-    def idle(self) -> None:
-        """Take part in the collectives of ranks that have something to answer when this one has not."""
-        ids = torch.full((1, 1), self._pad_id, device=self.device)
-        nothing = torch.zeros(1, 1, dtype=torch.float64)
-        self.generate_responses(ids, torch.ones_like(ids), nothing, eos_ids=self.eos_ids, pad_id=self._pad_id)
-
-    def score_nothing(self) -> None:
-        """The forward of a rank that has nothing to score while others score."""
-        one = torch.full((1, 1), self._pad_id, device=self.device)
-        self._policy(one, torch.ones_like(one), one, torch.ones_like(one), actor=True, reference=True)
-
     def configure_weighting(self, names: tuple[str, ...]) -> None:
         """Build the weighting's parameters for these components, the same on every rank."""
         with torch.random.fork_rng():
@@ -181,9 +171,10 @@ class PPOModule(CodeModule):
         with self.phase("advantage"):
             mask = self.compute_advantages(rollout, means)
         with self.phase("update"):
-            PPOUpdate(self, rollout, mask, means).run()
+            trained_tokens = PPOUpdate(self, rollout, mask, means).run()
         dispatch(self.trainer, self, "on_update_end", rollout)
         self._count_rollout()
+        means.add("throughput/update_tokens_per_s", world_size() * trained_tokens / max(self.seconds["update"], 1e-9))
         self._log(rollout, means, time.perf_counter() - started)
 
     @contextmanager
@@ -214,31 +205,10 @@ class PPOModule(CodeModule):
             finished=responses.finished,
             texts=self.decode(responses),
         )
-        self._score(rollout)
+        given = (prompt_ids, prompt_mask, responses.ids, responses.mask)
+        scores = score_responses(self, *given, temperature=self.generation.temperature, critic=True)
+        rollout.logprobs, rollout.ref_logprobs, rollout.values = scores.logprobs, scores.ref_logprobs, scores.values
         return rollout
-
-    def _score(self, rollout: Rollout) -> None:
-        """Log-probabilities come from the update's own forward, so that the first ratio is 1 up to rounding."""
-        size = self.ppo.micro_batch_size or len(rollout)
-        parts = []
-        for start in range(0, len(rollout), size):
-            rows = slice(start, start + size)
-            parts.append(
-                self._policy(
-                    rollout.prompt_ids[rows],
-                    rollout.prompt_mask[rows],
-                    rollout.response_ids[rows],
-                    rollout.response_mask[rows],
-                    actor=True,
-                    reference=self.kl.placement != "none",
-                    critic=True,
-                    temperature=self.generation.temperature,
-                )
-            )
-        rollout.logprobs = torch.cat([part.logprobs for part in parts])
-        rollout.values = torch.cat([part.values for part in parts])
-        if self.kl.placement != "none":
-            rollout.ref_logprobs = torch.cat([part.ref_logprobs for part in parts])
 
     def weigh(self, rollout: Rollout) -> None:
         """Weights per sample from the task embedding; then let the weighting see what the rollout taught it."""
@@ -350,8 +320,7 @@ class PPOModule(CodeModule):
     def clip_gradients_to(self, limit: float) -> Tensor:
         """Clip the joint gradient norm of actor and critic; returns the norm before. Handles FSDP2's sharded ones."""
         parameters = [*self._policy.actor_parameters(), *self._policy.critic_parameters()]
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
+        return whole(nn.utils.clip_grad_norm_(parameters, limit))
 
     def _count_rollout(self) -> None:
         """Advance ``global_step`` by one for the whole rollout, however many optimizer steps it took."""
@@ -366,10 +335,6 @@ class PPOModule(CodeModule):
             means.add(f"time/{name}", value)
             means.add(f"time_share/{name}", value / seconds)
         means.add("throughput/rollout_tokens_per_s", world_size() * tokens / max(self.seconds["rollout"], 1e-9))
-        means.add(
-            "throughput/update_tokens_per_s",
-            world_size() * tokens * self.ppo.epochs / max(self.seconds["update"], 1e-9),
-        )
         for name, value in (*rollout.metrics.items(), *self.weighting.metrics().items()):
             if math.isfinite(value) and name not in means:
                 means.add(name, value)
@@ -388,11 +353,4 @@ class PPOModule(CodeModule):
         checkpoints.restore(self, checkpoint)
 
     def _export_model(self, folder: Path, merge: bool) -> None:
-        with unsharded(self._policy, self._policy.actor):
-            actor = self._policy.actor
-            if not isinstance(actor, PeftModel):
-                actor.save_pretrained(folder)  # type: ignore[operator]
-            elif not merge:
-                actor.save_pretrained(str(folder), selected_adapters=["actor"])
-            else:
-                checkpoints.merged_copy(actor).save_pretrained(folder)
+        export_model(self._policy.actor, folder, merge, self.actor_config, self.lora, self.critic_config)

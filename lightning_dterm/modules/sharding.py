@@ -1,29 +1,48 @@
-"""FSDP2: which parts are sharded, and how a sharded actor generates."""
+"""FSDP2: which parts are sharded, how a sharded model generates, and how its weights are gathered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from lightning_dterm.modules.distributed import rank
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+T = TypeVar("T")
+_GATHERING = "_call_with_weights_gathered"
 
-def shard(policy: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard every decoder layer of actor, reference and critic, then the rest of ``policy`` as their root."""
+
+def shard(root: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard every decoder layer inside ``root``, then the rest of ``root`` as their root."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for module in list(policy.modules()):
+    for module in list(root.modules()):
         if isinstance(module, nn.ModuleList) and len(module) and _is_block_list(module):
             for block in module:
                 fully_shard(block, mesh=mesh)
-    fully_shard(policy, mesh=mesh)
-    # the first call on a sharded model must go through its root, and the first thing a run does is generate
-    register_fsdp_forward_method(policy, "generate")
+    fully_shard(root, mesh=mesh)
+    setattr(root, _GATHERING, _call)
+    register_fsdp_forward_method(root, _GATHERING)
+
+
+def _call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    return function(*args, **kwargs)
+
+
+def as_forward(root: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call ``function``, which uses parts of ``root``, as if it were the forward of ``root``.
+
+    FSDP2 gathers a root's weights in its forward, and the first thing that is called on it must be one. Where nothing
+    is sharded this is a plain call.
+    """
+    call: Callable[..., T] = getattr(root, _GATHERING, _call)
+    return call(function, *args, **kwargs)
 
 
 def _is_block_list(modules: nn.ModuleList) -> bool:
@@ -40,7 +59,7 @@ def unsharded(root: nn.Module, part: nn.Module) -> Iterator[None]:
     """
     from torch.distributed.fsdp import FSDPModule
 
-    sharded = [m for m in (root, *part.modules()) if isinstance(m, FSDPModule)]
+    sharded = [m for m in dict.fromkeys((root, *part.modules())) if isinstance(m, FSDPModule)]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -50,6 +69,31 @@ def unsharded(root: nn.Module, part: nn.Module) -> Iterator[None]:
         for module in sharded:
             module.set_reshard_after_forward(True, recurse=False)
             module.reshard()
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor] | None:
+    """The state dict of a sharded module, gathered tensor by tensor to rank 0's memory; a collective.
+
+    Returns:
+        None on the other ranks.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        gathered = whole(tensor)
+        if rank() == 0:
+            state[name] = gathered.cpu()
+    return state if rank() == 0 else None
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered, which is a collective; any other as it is."""
+    gathered: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return gathered
+
+
+def has_shards(module: nn.Module) -> bool:
+    """True if any parameter of ``module`` is sharded."""
+    return any(is_sharded(parameter) for parameter in module.parameters())
 
 
 def is_sharded(parameter: torch.Tensor) -> bool:

@@ -14,7 +14,10 @@ from transformers import PreTrainedModel
 from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig
 from lightning_dterm.modules.distributed import all_sum, world_size
+from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
+from lightning_dterm.modules.sharding import as_forward, shard, unsharded, whole
+from lightning_dterm.rl.generation import Responses, generate
 from lightning_dterm.rl.logprobs import token_logprobs
 from lightning_dterm.types import CodeTask
 
@@ -77,15 +80,21 @@ class SupervisedModule(CodeModule):
         return self.model
 
     def configure_model(self) -> None:
-        """Load the model once.
+        """Load the model once, and shard it under FSDP2."""
+        if self.model is not None:
+            return
+        self.model = load_causal_lm(self.actor_config)
+        mesh = getattr(self, "device_mesh", None)
+        if mesh is not None:
+            shard(self.model, mesh["data_parallel"])
 
-        Raises:
-            ValueError: Under FSDP2: a warm start of a model that needs sharding is not supported.
-        """
-        if getattr(self, "device_mesh", None) is not None:
-            raise ValueError("SupervisedModule does not shard its model: use configs/strategy/ddp.yaml or one process")
-        if self.model is None:
-            self.model = load_causal_lm(self.actor_config)
+    def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
+        """Sample from the model, gathered on this rank for as long as that takes."""
+        return as_forward(self.language_model, self._generate, *args, **kwargs)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Responses:
+        with unsharded(self.language_model, self.language_model):
+            return generate(self.language_model, *args, **kwargs)
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW, decaying matrices only."""
@@ -130,6 +139,9 @@ class SupervisedModule(CodeModule):
 
     def loss_sum(self, ids: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
         """Summed weighted negative log-likelihood of one micro-batch ``[B, L]``, in nats."""
+        return as_forward(self.language_model, self._loss_sum, ids, mask, weights)
+
+    def _loss_sum(self, ids: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
         trunk: Any = self.language_model.base_model
         hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
         picked = weights[:, 1:] > 0
@@ -152,7 +164,7 @@ class SupervisedModule(CodeModule):
             self.manual_backward(losses[-1] * world_size())
             losses[-1] = losses[-1].detach()
         loss = all_sum(torch.stack(losses).sum())
-        norm = torch.nn.utils.clip_grad_norm_(self.language_model.parameters(), self.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.language_model.parameters(), self.max_grad_norm))
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {self.global_step}: the gradient is not finite (loss {float(loss)})")
         optimizer.step()  # type: ignore[union-attr]
@@ -174,6 +186,10 @@ class SupervisedModule(CodeModule):
     def on_train_end(self) -> None:
         """Export, where a folder was named."""
         finished = 0 < self.trainer.max_steps <= self.global_step or self.trainer.max_steps <= 0
-        if self.export_dir is not None and finished and self.trainer.is_global_zero:
+        if self.export_dir is not None and finished:
             self.export(Path(self.export_dir))
-            print(f"model written to {self.export_dir}")
+            if self.trainer.is_global_zero:
+                print(f"model written to {self.export_dir}")
+
+    def _export_model(self, folder: Path, merge: bool) -> None:
+        export_model(self.language_model, folder, merge, self.actor_config)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_dterm.modules.distributed import Means, all_sum, world_size
-from lightning_dterm.rl.generation import derive_seed
+from lightning_dterm.modules.distributed import Means, all_sum, rank, world_size
 from lightning_dterm.rl.kl import kl_estimate
 from lightning_dterm.rl.losses import policy_loss, token_mean, value_loss
+from lightning_dterm.rl.minibatches import Minibatch, own_minibatches, sample_order
 from lightning_dterm.types import Rollout
 
 if TYPE_CHECKING:
@@ -40,23 +41,29 @@ class PPOUpdate:
         self.old_logprobs, self.old_values = rollout.logprobs, rollout.values
         self.advantages, self.returns = rollout.advantages, rollout.returns
 
-    def run(self) -> None:
-        """All epochs, unless the policy has moved further than ``target_kl``."""
+    def run(self) -> int:
+        """All epochs, unless the policy has moved further than ``target_kl``.
+
+        Returns:
+            Response tokens that this rank passed through the policy to learn from.
+        """
         self._set_learning_rates()
-        steps = 0
+        steps = tokens = stop = 0
         for epoch in range(self.settings.epochs):
             plan = self._minibatches(epoch)
-            for index, rows in enumerate(plan):
+            for index, part in enumerate(plan):
                 last = epoch == self.settings.epochs - 1 and index == len(plan) - 1
-                stop = self._accumulate(rows)
-                self._step(with_meta=last or stop)
+                stop = int(self._accumulate(part))
+                self._step(with_meta=last or bool(stop))
                 steps += 1
+                tokens += int(self.rollout.response_mask[part.rows].sum())
                 if stop:
-                    self.means.add("ppo/steps", steps)
-                    self.means.add("ppo/early_stop", 1)
-                    return
+                    break
+            if stop:
+                break
         self.means.add("ppo/steps", steps)
-        self.means.add("ppo/early_stop", 0)
+        self.means.add("ppo/early_stop", stop)
+        return tokens
 
     def _set_learning_rates(self) -> None:
         """From the settings and not from the optimizer's state: what is configured at a resume counts."""
@@ -69,24 +76,23 @@ class PPOUpdate:
             group["weight_decay"] = 0.0 if group["name"] == "weighting" else settings.weight_decay
             self.means.add(f"lr/{group['name']}", group["lr"])
 
-    def _minibatches(self, epoch: int) -> list[Tensor]:
-        """Row numbers of each minibatch: the same positions on every rank, so together they cut the global batch."""
-        size = len(self.rollout)
-        if self.settings.minibatches > size:
-            raise ValueError(f"ppo.minibatches is {self.settings.minibatches}, but a rank's rollout has {size} samples")
-        order = torch.arange(size)
-        if self.settings.shuffle:
-            seed = derive_seed(self.module.seed, "minibatches", self.module.global_step, epoch)
-            order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-        return list(order.tensor_split(self.settings.minibatches))
+    def _minibatches(self, epoch: int) -> list[Minibatch]:
+        """This rank's share of each minibatch of the whole rollout, which is cut the same on any number of ranks."""
+        settings, size = self.settings, world_size() * len(self.rollout)
+        if settings.minibatches > size:
+            raise ValueError(f"ppo.minibatches is {settings.minibatches}, but a rollout has {size} samples")
+        order = sample_order(size, settings.shuffle, self.module.seed, "minibatches", self.module.global_step, epoch)
+        return own_minibatches(
+            order, settings.minibatches, self.module.generation.samples_per_prompt, rank(), world_size()
+        )
 
-    def _accumulate(self, rows: Tensor) -> bool:
+    def _accumulate(self, part: Minibatch) -> bool:
         """Gradients of one minibatch, micro-batch by micro-batch. Returns whether to stop after this step."""
         self.module.optimizers().zero_grad()  # type: ignore[union-attr]
-        total = all_sum(self.mask[rows].sum().double()).clamp(min=1)
+        total = all_sum(self.mask[part.rows].sum().double()).clamp(min=1)
         moved = torch.zeros((), dtype=torch.float64, device=self.module.device)
-        for micro in self._micro_batches(rows):
-            loss, log_ratio = self._loss(micro, total)
+        for micro, mask in self._micro_batches(part):
+            loss, log_ratio = self._loss(micro, mask, total)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"rollout {self.module.global_step}: the loss is {float(loss)}; lower the learning rates or the "
@@ -94,23 +100,30 @@ class PPOUpdate:
                 )
             # data-parallel strategies average gradients over ranks; the loss is already a share of the global mean
             self.module.manual_backward(loss * world_size())
-            moved += (kl_estimate(-log_ratio, torch.zeros_like(log_ratio), "k3").double() * self.mask[micro]).sum()
+            moved += (kl_estimate(-log_ratio, torch.zeros_like(log_ratio), "k3").double() * mask).sum()
         return self._moved_too_far(float(all_sum(moved) / total))
 
-    def _micro_batches(self, rows: Tensor) -> list[Tensor]:
-        """Rows of like length together: less padding; the sum, and so the gradient, is the same in any order."""
-        lengths = self.rollout.prompt_mask[rows].sum(-1) + self.rollout.response_mask[rows].sum(-1)
-        return list(
-            rows[lengths.argsort(stable=True).to(rows.device)].split(self.settings.micro_batch_size or len(rows))
-        )
+    def _micro_batches(self, part: Minibatch) -> list[tuple[Tensor, Tensor]]:
+        """Rows and their masks, as many micro-batches on every rank: backward passes are collectives.
+
+        Rows of like length lie together: less padding; the sum, and so the gradient, is the same in any order. A rank
+        with fewer rows than the largest passes its shortest response once more, under an empty mask.
+        """
+        lengths = self.rollout.prompt_mask.sum(-1) + self.rollout.response_mask.sum(-1)
+        ordered = part.rows[lengths[part.rows].argsort(stable=True).to(part.rows.device)]
+        size = self.settings.micro_batch_size or part.largest
+        micro = [(rows, self.mask[rows]) for rows in ordered.split(size) if len(rows)]
+        shortest = lengths.argmin().reshape(1).to(part.rows.device)
+        idle = (shortest, torch.zeros_like(self.mask[shortest]))
+        return micro + [idle] * (math.ceil(part.largest / size) - len(micro))
 
     def _moved_too_far(self, approx_kl: float) -> bool:
         self.means.add("ppo/approx_kl", approx_kl)
         return self.settings.target_kl is not None and approx_kl > 1.5 * self.settings.target_kl
 
-    def _loss(self, micro: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, micro: Tensor, mask: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         """One summed loss, because sharded strategies allow one backward a step; a share of the token mean."""
-        rollout, settings, mask = self.rollout, self.settings, self.mask[micro]
+        rollout, settings = self.rollout, self.settings
         scores = self.module.policy(  # type: ignore[misc]
             rollout.prompt_ids[micro],
             rollout.prompt_mask[micro],

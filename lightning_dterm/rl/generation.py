@@ -109,36 +109,59 @@ def generate(
         return Responses(ids, mask, finished)
     ends = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
     uniforms = uniforms.to(device)
-    rows = torch.arange(batch, device=device)
-    attention = torch.cat([prompt_mask.long(), prompt_mask.new_ones(batch, limit, dtype=torch.long)], dim=1)
-    position = prompt_mask.long().cumsum(-1).sub(1).clamp(min=0)
-    cache = DynamicCache()
-    tokens, width = prompt_ids, prompt_ids.shape[1]
+    running = _Running(prompt_ids, prompt_mask, limit)
     for step in range(limit):
-        output = model(
-            input_ids=tokens,
-            attention_mask=attention[:, : width + step],
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        chosen = draw(output.logits[:, -1], uniforms[rows, step], temperature, top_p)
+        rows = running.rows
+        chosen = draw(running.next_logits(model), uniforms[rows, step], temperature, top_p)
         ids[rows, step] = chosen
         mask[rows, step] = 1
-        ended = torch.isin(chosen, ends)
-        finished[rows[ended]] = True
+        finished[rows[torch.isin(chosen, ends)]] = True
         keep = (~finished[rows]).nonzero().squeeze(-1)
         if keep.numel() == 0:
             break
-        position = position[:, -1:] + 1
-        tokens = chosen.unsqueeze(-1)
-        # Dropping rows copies the cache: only worth it once a quarter of the running rows have ended.
-        if keep.numel() <= 0.75 * rows.numel():
-            cache.batch_select_indices(keep)
-            rows, attention, position, tokens = rows[keep], attention[keep], position[keep], tokens[keep]
+        running.append(chosen, keep)
     # rows kept in the batch after their end produced tokens that are not theirs
     return _cut_after_end(ids, mask, ends, pad_id, finished)
+
+
+class _Running:
+    """The rows that decoding goes on with, and what their next forward pass needs.
+
+    Attributes:
+        rows: ``[b]`` int64, their places in the whole batch.
+    """
+
+    def __init__(self, prompt_ids: Tensor, prompt_mask: Tensor, limit: int) -> None:
+        batch = len(prompt_ids)
+        self.rows = torch.arange(batch, device=prompt_ids.device)
+        self._tokens, self._width = prompt_ids, prompt_ids.shape[1]
+        self._attention = torch.cat([prompt_mask.long(), prompt_mask.new_ones(batch, limit, dtype=torch.long)], dim=1)
+        self._position = prompt_mask.long().cumsum(-1).sub(1).clamp(min=0)
+        self._cache = DynamicCache()
+
+    def next_logits(self, model: nn.Module) -> Tensor:
+        """``[b, V]`` logits of the next token."""
+        output = model(
+            input_ids=self._tokens,
+            attention_mask=self._attention[:, : self._width],
+            position_ids=self._position,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def append(self, chosen: Tensor, keep: Tensor) -> None:
+        """Go on with ``chosen`` ``[b]``; ``keep`` are the rows that have not ended."""
+        self._tokens = chosen.unsqueeze(-1)
+        self._position = self._position[:, -1:] + 1
+        self._width += 1
+        # Dropping rows copies the cache: only worth it once a quarter of the running rows have ended.
+        if keep.numel() <= 0.75 * self.rows.numel():
+            self._cache.batch_select_indices(keep)
+            self.rows, self._tokens = self.rows[keep], self._tokens[keep]
+            self._attention, self._position = self._attention[keep], self._position[keep]
 
 
 def _cut_after_end(ids: Tensor, mask: Tensor, ends: Tensor, pad_id: int, finished: Tensor) -> Responses:
