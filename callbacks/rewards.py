@@ -42,6 +42,8 @@ class RewardComputation(RolloutCallback):
         sandbox_slots: Programs run at a time; default: this process's share of the cores.
         limits: Limits of each program.
         allow_missing: Isolation fences that may be missing, see :class:`lightning_dterm.sandbox.Sandbox`.
+        min_level: Least isolation of programs to accept (``none``, ``process``, ``syscalls``, ``kernel``,
+            ``namespaces``); below it the run is refused.
         max_failures: Share of failed scores of one component, over the last ``window``, that stops the run.
         window: Scores remembered per component.
         extractor: ``(text, language) -> ((start, end), ...)``, which parts of a completion are code; default:
@@ -57,8 +59,9 @@ class RewardComputation(RolloutCallback):
         max_failures: float = 0.25,
         window: int = 512,
         extractor: Extractor | None = None,
+        min_level: str = "kernel",
     ) -> None:
-        self._sandbox = Sandbox(sandbox_slots, limits, allow_missing)
+        self._sandbox = Sandbox(sandbox_slots, limits, allow_missing, min_level=min_level)
         self._slots = sandbox_slots
         self._extractor = extractor
         chosen = default_components() if components is None else components

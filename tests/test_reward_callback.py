@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning_dterm.callbacks import RewardComputation
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.rewards import FunctionReward, StyleReward, TestsReward
-from lightning_dterm.sandbox import Limits
+from lightning_dterm.sandbox import Level, Limits
 from lightning_dterm.types import CallTest, CodeTask, Rollout
 
 SQUARE = "def f(x):\n    return x * x\n"
@@ -83,14 +83,14 @@ def test_a_component_that_never_applies_has_no_mean(callback: RewardComputation)
 
 def test_setup_starts_workers_and_teardown_ends_them() -> None:
     made = RewardComputation([TestsReward()], sandbox_slots=1, limits=Limits(cpu_s=1.0))
-    assert made._sandbox._slots[0]._process is None
+    assert made._sandbox._client.pid is None
     made.setup(None, None, "fit")  # type: ignore[arg-type]
-    process = made._sandbox._slots[0]._process
-    assert process is not None
-    assert Path(f"/proc/{process.pid}").exists()
+    pid = made._sandbox._client.pid
+    assert pid is not None
+    assert Path(f"/proc/{pid}").exists()
     made.teardown(None, None, "fit")  # type: ignore[arg-type]
     with pytest.raises(ProcessLookupError):
-        os.kill(process.pid, 0)
+        os.kill(pid, 0)
 
 
 def test_custom_components_and_extractor() -> None:
@@ -153,3 +153,10 @@ def test_described_in_yaml() -> None:
     assert made.component_names == ("compile", "style", "mine")
     assert made.suite.components[0].lam == 0.5
     assert made._sandbox.limits.cpu_s == 1.5
+
+
+def test_the_least_isolation_is_configurable() -> None:
+    assert RewardComputation().sandbox.min_level is Level.KERNEL
+    assert RewardComputation(min_level="namespaces").sandbox.min_level is Level.NAMESPACES
+    with pytest.raises(ValueError, match="min_level must be one of none, process"):
+        RewardComputation(min_level="safe")

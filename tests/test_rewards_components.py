@@ -84,7 +84,7 @@ def test_compile_python(sandbox: Sandbox, code: str, errors: int, blamed: list[s
     sample = make_sample(code, box=sandbox)
     result = score_one(CompileReward(lam=0.5), sample)
     assert result.value == pytest.approx(math.exp(-0.5 * errors))
-    assert result.details["method"] == ("cpython")
+    assert result.details["method"] == "cpython"
     if blamed is not None:
         assert quoted(sample, result) == blamed
 
@@ -112,7 +112,7 @@ def test_compile_other_languages_counts_parse_errors(language: str, code: str, e
     result = score_one(CompileReward(), make_sample(code, make_task(language=language, tests=())))
     assert len(result.spans) == errors
     assert result.value == pytest.approx(math.exp(-errors))
-    assert result.details["method"] == "tree-sitter"
+    assert str(result.details["method"]).startswith(("tree-sitter", "javac", "node", "mcs"))
 
 
 def test_parse_error_offsets_are_characters_of_the_unwrapped_program() -> None:
@@ -154,8 +154,8 @@ def test_hidden_tests_reach_no_reward(sandbox: Sandbox, hidden: str) -> None:
     for component in (TestsReward(), EfficiencyReward(sandbox=sandbox)):
         assert score_one(component, bad).spans == ()
     assert score_one(TestsReward(), bad).value == score_one(TestsReward(), good).value == 1.0
-    # Over the visible tests the bad program executes def, if, return, if, return: 5 lines to the reference's 3.
-    assert score_one(EfficiencyReward(sandbox=sandbox), bad).value == pytest.approx(3 / 5)
+    # Operations over the 2 visible tests. Reference: def and x; return, *, x, x each time. Bad: if, >, x, 3 as well.
+    assert score_one(EfficiencyReward(sandbox=sandbox), bad).value == pytest.approx((2 + 2 * 4) / (2 + 2 * 8))
 
 
 def test_tests_reward_blames_the_line_that_raised(sandbox: Sandbox) -> None:
@@ -278,11 +278,11 @@ def test_style_settings() -> None:
 
 def test_efficiency_by_hand(sandbox: Sandbox) -> None:
     slow = "def f(x):\n    t = 0\n    for _ in range(x):\n        t += x\n    return t\n"
-    # Reference: def, and return for each of 2 tests: 3. Slow: def; t, for, t +=, return: 1 + 3 + 2 + 1 lines for x = 2
-    # and 1 + 4 + 3 + 1 for x = 3.
+    # Operations. Reference: def and x: 2; return, *, x, x for each of 2 tests. Slow: def and x; =, t, 0; for, _, call,
+    # range, x; return, t: 10 for each test, and +=, t, x for each of 2 and 3 turns.
     component = EfficiencyReward()
     component.setup(sandbox)
-    assert score_one(component, make_sample(slow, box=sandbox)).value == pytest.approx(3 / (1 + 7 + 9))
+    assert score_one(component, make_sample(slow, box=sandbox)).value == pytest.approx(10 / (2 + 2 * 10 + 3 * 5))
     assert score_one(component, make_sample(SQUARE, box=sandbox)).value == 1.0
     assert score_one(component, make_sample("f = abs\n", box=sandbox)).value == 0.0  # fails the tests
     quick = make_sample("f = lambda x: x * x\n", box=sandbox)

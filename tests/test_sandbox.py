@@ -1,7 +1,5 @@
 """Honest and hostile programs through the real sandbox: every verdict earned, nothing left behind."""
 
-# ruff: noqa: E501 - programs in a table read better on one line
-
 from __future__ import annotations
 
 import math
@@ -11,19 +9,24 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from lightning_dterm.sandbox import Job, Limits, Sandbox, SandboxUnavailable
+from lightning_dterm.sandbox import Job, Level, Limits, Sandbox, SandboxUnavailable, TestOutcome, canary, client
+from lightning_dterm.sandbox.expect import Expectation
+from lightning_dterm.sandbox.levels import level_of
 from lightning_dterm.types import CallTest
+from tests.sandbox_hostile import SECRET
+from tests.test_sandbox_hostile import descendants
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox needs Linux")
 
 SQUARE = "def f(x):\n    return x * x\n"
 TESTS = tuple(CallTest((x,), x * x, visible=x < 4) for x in range(2, 6))
-SECRET = 8_675_309  # an expected value that no program can compute from its argument
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +35,16 @@ def sandbox():
         yield box
 
 
-def zygote_pid(box: Sandbox) -> int:
-    process = box._slots[0]._process
-    assert process is not None
-    return process.pid
-
-
-def children_of(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_bytes().rpartition(b")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-        except OSError:
-            continue
-    return found
+def processes(box: Sandbox) -> tuple[int, int]:
+    """Process ids of the judge and of its first zygote (outer process)."""
+    judge = box._client.pid
+    assert judge is not None
+    return judge, next(state.pid for state in box.states())
 
 
 def assert_healthy(box: Sandbox) -> None:
     result = box.run(SQUARE, "f", TESTS)
     assert result.status == "passed", result
-    assert children_of(zygote_pid(box)) == []
-    folder = Path(box._slots[0]._folder)
-    assert [path.name for path in folder.rglob("*")] in ([], ["cwd"])
 
 
 def test_honest_program_passes_with_usage(sandbox: Sandbox) -> None:
@@ -62,7 +52,10 @@ def test_honest_program_passes_with_usage(sandbox: Sandbox) -> None:
     assert result.status == "passed"
     assert [outcome.passed for outcome in result.per_test] == [True] * 4
     assert [outcome.visible for outcome in result.per_test] == [True, True, False, False]
-    assert result.level == "process"
+    assert Level.parse(result.level) == sandbox.level >= Level.KERNEL
+    assert result.trust == "values"
+    assert result.attempts == 1
+    assert all(outcome.cpu_s is not None and outcome.cpu_s < 0.5 for outcome in result.per_test)
     assert 0 < result.cpu_s < 0.5
     assert result.wall_s > 0
     assert 1 << 20 < result.peak_rss < 256 << 20
@@ -94,11 +87,31 @@ def test_outcomes_keep_the_jobs_order_although_visible_tests_run_first(sandbox: 
     assert [outcome.passed for outcome in result.per_test] == [True, True, True, False]
 
 
-def test_a_hang_keeps_earlier_outcomes(sandbox: Sandbox) -> None:
-    result = sandbox.run("def f(x):\n    while x == 4: pass\n    return x * x\n", "f", TESTS)
-    assert [outcome.status for outcome in result.per_test] == ["passed", "passed", "timeout", "timeout"]
+HANG_AT_4 = "def f(x):\n    while x == 4:\n        pass\n    return x * x\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "line"),
+    [(HANG_AT_4, (2, 3)), ("import time\ndef f(x):\n    if x == 4:\n        time.sleep(99)\n    return x * x\n", (4,)),
+     ("import re\ndef f(x):\n    if x == 4:\n        re.match('(a+)+$', 'a' * 60 + 'b')\n    return x * x\n", (4,))],
+)  # fmt: skip
+def test_after_a_hang_the_remaining_tests_run(sandbox: Sandbox, program: str, line: tuple[int, ...]) -> None:
+    result = sandbox.run(program, "f", TESTS, Limits(cpu_s=0.5, wall_s=3.0))
+    assert [outcome.status for outcome in result.per_test] == ["passed", "passed", "timeout", "passed"]
     assert result.status == "timeout"
-    assert_healthy(sandbox)
+    assert result.attempts == 2
+    assert result.per_test[2].line in line
+    assert set(result.lines) <= set(line)
+
+
+def test_restarts_are_bounded(sandbox: Sandbox) -> None:
+    hang = "def f(x):\n    while x != 3: pass\n    return x * x\n"
+    for restarts, statuses in ((0, ["timeout"] * 4), (1, ["timeout", "passed", "timeout", "timeout"])):
+        result = sandbox.run(hang, "f", TESTS, Limits(cpu_s=0.2, wall_s=5.0, restarts=restarts))
+        assert [outcome.status for outcome in result.per_test] == statuses
+        assert result.attempts == restarts + 1
+    broken = sandbox.run("while True: pass\n", "f", TESTS, Limits(cpu_s=0.2, wall_s=5.0))
+    assert (broken.status, broken.attempts, broken.lines) == ("timeout", 1, (1,))
 
 
 def test_arguments_are_fresh_for_each_call(sandbox: Sandbox) -> None:
@@ -162,28 +175,11 @@ def test_values_are_compared_by_type_and_value(
     assert result.status == ("passed" if passes else "failed"), result
 
 
-WRITE_FRAMES = """
-import os, struct
-for fd in range(3, 21):
-    for kind in (b"A", b"C", b"L", b"T", b"D"):
-        for payload in (b'["ok",8675309]', b"null", b"x" * 100):
-            try: os.write(fd, struct.pack("!cI16sI", kind, 3, bytes(16), len(payload)) + payload)
-            except OSError: pass
-def f(x): return 8675309
-"""
-FORGE_WITH_THE_REAL_NONCE = """
-import gc, os, json, struct
-channel = next(o for o in gc.get_objects() if type(o).__name__ == "Channel")
-def f(x):
-    for kind, claim in ((b"T", ["ok", 0]), (b"T", ["ok", 0]), (b"T", ["ok", 0]), (b"T", ["ok", 0]), (b"D", None)):
-        channel.send(kind, claim)
-    os._exit(0)
-"""
 DUPLICATE_FRAMES = """
 import gc
 channel = next(o for o in gc.get_objects() if type(o).__name__ == "Channel")
 def f(x):
-    channel.send(b"T", ["ok", x * x])
+    channel.send(b"T", ["ok", x * x, 0])
     return x * x
 """
 FIND_IN_MEMORY = """
@@ -199,118 +195,6 @@ def f(x):
             return True
     return False
 """
-# name -> (program, allowed statuses); every test expects SECRET, or what the program must not earn.
-HOSTILE: dict[str, tuple[str, set[str]]] = {
-    "os_exit_zero": ("import os\ndef f(x): os._exit(0)\n", {"exited"}),
-    "os_exit_on_load": ("import os\nprint('passed')\nos._exit(0)\n", {"exited"}),
-    "sys_exit": ("import sys\ndef f(x): sys.exit(0)\n", {"exited"}),
-    "infinite_loop": ("def f(x):\n    while True: pass\n", {"timeout"}),
-    "loop_swallowing_everything": (
-        "import signal\nfor s in (24, 27):\n    signal.signal(s, signal.SIG_IGN)\n"
-        "def f(x):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass\n",
-        {"timeout"},
-    ),
-    "sleep_forever": ("import time\ndef f(x): time.sleep(1000)\n", {"timeout"}),
-    "hang_in_c": ("def f(x): return sum(range(10 ** 15))\n", {"timeout"}),
-    "recursion": ("def f(x): return f(x)\n", {"error"}),
-    "c_stack_overflow": (
-        "import sys\nsys.setrecursionlimit(10 ** 8)\nclass A:\n    def __repr__(self): return repr([self])\n"
-        "def f(x): return repr(A())\n",
-        {"killed", "memory", "error", "timeout"},
-    ),
-    "memory_bomb": ("def f(x): return len(bytearray(1 << 33))\n", {"memory"}),
-    "memory_creep": ("def f(x):\n    a = []\n    while True: a.append(bytes(1 << 20))\n", {"memory"}),
-    "fork_bomb": (
-        "import os\ndef f(x):\n    for _ in range(20):\n        if os.fork() == 0: os.setsid()\n    return 8675309 - 1\n",
-        {"error"},
-    ),
-    "spawn": ("import os\ndef f(x): return os.system('true')\n", {"failed"}),
-    "exec": ("import os\ndef f(x): os.execv('/bin/true', ['true'])\n", {"error"}),
-    "socket": ("import socket\ndef f(x): socket.socket()\n", {"error"}),
-    "output_flood": ("def f(x):\n    while True: print('x' * 1000)\n", {"output"}),
-    "file_flood": ("def f(x):\n    with open('big', 'wb') as h:\n        while True: h.write(bytes(1 << 16))\n", {"output"}),
-    "many_files": ("def f(x):\n    for i in range(50): open(f'n{i}', 'w').write('x')\n    return x\n", {"failed"}),
-    "write_outside": ("def f(x): open('/tmp/lightning-dterm-escape', 'w').write('x')\n", {"error"}),
-    "read_etc_passwd": ("def f(x): return open('/etc/passwd').read()\n", {"error"}),
-    "read_the_trainer": ("import os\ndef f(x): return open(f'/proc/{os.getppid()}/maps').read()\n", {"error"}),
-    "always_true_eq": (
-        "class Yes:\n    def __eq__(self, other): return True\n    def __hash__(self): return 0\ndef f(x): return Yes()\n",
-        {"failed"},
-    ),
-    "int_subclass_always_equal": (
-        "class Yes(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(x): return Yes(1)\n",
-        {"failed"},
-    ),
-    "str_subclass": ("class S(str):\n    def __eq__(self, o): return True\ndef f(x): return S('x')\n", {"failed"}),
-    "prints_passed": ("import sys\ndef f(x):\n    print('passed', flush=True)\n    return 'passed'\n", {"failed"}),
-    "writes_every_descriptor": (WRITE_FRAMES, {"forged"}),
-    "real_nonce_wrong_values": (FORGE_WITH_THE_REAL_NONCE, {"failed"}),
-    "duplicate_frames": (DUPLICATE_FRAMES, {"forged"}),
-    "oversized_channel": (
-        "import gc\nc = next(o for o in gc.get_objects() if type(o).__name__ == 'Channel')\n"
-        "def f(x):\n    while True: c._connection.send(b'A' * 65536)\n",
-        {"forged"},
-    ),
-    "kill_parent": ("import os\ndef f(x): os.kill(os.getppid(), 9)\n", {"error"}),
-    "kill_everything": ("import os\ndef f(x): os.kill(-1, 9)\n", {"error"}),
-    "kill_parent_group": ("import os\ndef f(x): os.killpg(os.getpgid(os.getppid()), 9)\n", {"error"}),
-    "kill_self": ("import os\ndef f(x): os.kill(os.getpid(), 9)\n", {"killed"}),
-    "abort": ("import os\ndef f(x): os.abort()\n", {"killed"}),
-    "stop_self": ("import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)\n", {"timeout"}),
-    "limits_of_the_parent": (
-        "import os, resource\ndef f(x): resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))\n", {"error"},
-    ),
-    "raise_own_limits": (
-        "import resource\ndef f(x):\n    resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))\n"
-        "    return len(bytearray(1 << 30))\n",
-        {"error", "memory"},
-    ),
-    "threads_that_never_end": (
-        "import threading, time\ndef f(x):\n    threading.Thread(target=time.sleep, args=(1000,)).start()\n    return x\n",
-        {"failed"},
-    ),
-    "deletes_cwd": ("import os\ndef f(x):\n    os.rmdir(os.getcwd())\n    return x\n", {"failed", "error"}),
-    "locks_scratch": (
-        "import os\ndef f(x):\n    os.makedirs('a/b')\n    os.symlink('/', 'a/root')\n    os.chmod('a', 0)\n    return x\n",
-        {"failed", "error"},
-    ),
-    "patches_builtins": (
-        "import builtins, json, struct\nbuiltins.len = lambda o: 0\nbuiltins.type = lambda o: int\n"
-        "json.dumps = lambda *a, **k: '[\"ok\",8675309]'\nstruct.Struct = None\nbuiltins.isinstance = lambda *a: True\n"
-        "def f(x): return x\n",
-        {"failed", "exited", "forged"},
-    ),
-    "closes_descriptors": ("import os\ndef f(x):\n    os.closerange(0, 100)\n    return x\n", {"exited", "killed"}),
-    "deep_value": ("def f(x):\n    v = []\n    for _ in range(100000): v = [v]\n    return v\n", {"failed", "killed"}),
-    "cyclic_list": ("def f(x):\n    v = []\n    v.append(v)\n    return v\n", {"failed"}),
-    "huge_int": ("def f(x): return 1 << 30_000_000\n", {"failed"}),
-    "huge_string": ("def f(x): return 'x' * 50_000_000\n", {"failed", "memory"}),
-    "generator": ("def f(x): yield 8675309\n", {"failed"}),
-    "raises_base_exception": (
-        "class E(BaseException):\n    def __str__(self): raise self\n    __traceback__ = property(lambda s: 1 / 0)\n"
-        "def f(x): raise E\n",
-        {"error"},
-    ),
-    "no_such_function": ("def g(x): return 8675309\n", {"error"}),
-    "io_uring_and_ptrace": (
-        "import ctypes\nlibc = ctypes.CDLL(None)\ndef f(x): return [libc.syscall(n, 0, 0, 0) for n in (425, 101, 272)]\n",
-        {"failed", "error"},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_program_earns_nothing(sandbox: Sandbox, name: str) -> None:
-    program, statuses = HOSTILE[name]
-    tests = tuple(CallTest((x,), SECRET if "writes_every" not in name else SECRET + 1, x < 4) for x in range(2, 6))
-    before = os.getpid(), zygote_pid(sandbox) if sandbox._slots[0]._process else None
-    result = sandbox.run(program, "f", tests)
-    assert result.status in statuses, result
-    assert not any(outcome.passed for outcome in result.per_test)
-    assert len(result.per_test) == 4
-    assert_healthy(sandbox)
-    assert before[1] in (None, zygote_pid(sandbox)), "the worker did not survive"
-    assert not Path("/tmp/lightning-dterm-escape").exists()
 
 
 def test_a_forged_pass_of_values_it_knows_is_still_forged(sandbox: Sandbox) -> None:
@@ -354,104 +238,235 @@ def test_run_many_keeps_order_over_slots() -> None:
         assert box.run_many([]) == []
 
 
-COUNTED = "def f(n):\n    total = 0\n    for i in range(n):\n        total += i\n    return total\n"
+def test_results_stream_in_order_while_the_caller_works(sandbox: Sandbox) -> None:
+    slow = Job("import time\ndef f():\n    time.sleep(1.0)\n    return 1\n", "f", (CallTest((), 1),))
+    quick = Job("def f():\n    return 1\n", "f", (CallTest((), 1),))
+    started = time.monotonic()
+    results = sandbox.run_many([quick, slow, quick], lazy=True)
+    assert time.monotonic() - started < 0.5
+    assert len(results) == 3
+    assert results[0].passed
+    time.sleep(max(0.0, 1.5 - (time.monotonic() - started)))  # the caller's own work
+    waited = time.monotonic()
+    assert [result.passed for result in results] == [True] * 3
+    assert [result.passed for result in results[1:]] == [True] * 2
+    assert time.monotonic() - waited < 1.0
 
 
-def test_cost_counts_executed_lines_and_ignores_layout(sandbox: Sandbox) -> None:
-    tests = (CallTest((3,), 3), CallTest((1000,), 499500, visible=False))
-    job = Job(COUNTED, "f", tests, measure_cost=True)
-    dense = Job(
-        "def f(n):\n    total = 0; i = 0\n    for i in range(n): total += i\n    return total", "f", tests, True
+def test_several_batches_and_threads_share_a_sandbox(sandbox: Sandbox) -> None:
+    def job(value: int) -> Job:
+        return Job(f"def f():\n    return {value}\n", "f", (CallTest((), value),))
+
+    batches = [sandbox.run_many([job(10 * i + j) for j in range(5)], lazy=True) for i in range(4)]
+    done: list[bool] = []
+    threads = [threading.Thread(target=lambda b=batch: done.extend(r.passed for r in b)) for batch in reversed(batches)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == [True] * 20
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_killed_judge_or_zygote_is_replaced_and_the_program_judged_again(sandbox: Sandbox, which: int) -> None:
+    assert_healthy(sandbox)
+    sleepy = Job("import time\ndef f(x):\n    time.sleep(0.3)\n    return x\n", "f", (CallTest((1,), 1),))
+    results = sandbox.run_many([sleepy] * 3, lazy=True)
+    time.sleep(0.4)
+    os.kill(processes(sandbox)[which], signal.SIGKILL)
+    assert [result.status for result in results] == ["passed"] * 3
+    assert_healthy(sandbox)
+
+
+def test_a_child_killed_from_outside_is_judged_again(sandbox: Sandbox) -> None:
+    assert_healthy(sandbox)
+    results = sandbox.run_many(
+        [Job("import time\ndef f(x):\n    time.sleep(0.7)\n    return x\n", "f", (CallTest((1,), 1),))], lazy=True
     )
-    first, again, other = sandbox.run_many([job, job, dense])
-    # def, total = 0, for x4, total += i x3, return: 10 lines over the visible test alone.
-    assert first.cost == again.cost == 10
-    assert other.cost == 11  # one more statement (i = 0), however the lines are joined
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        below = descendants(processes(sandbox)[1])
+        if len(below) == (2 if sandbox.level == Level.NAMESPACES else 1):
+            os.kill(below[-1], signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    result = results[0]
+    assert result.status == "passed"
+    assert result.attempts == 2
 
 
-def test_cost_needs_passed_visible_tests_but_no_hidden_ones(sandbox: Sandbox) -> None:
-    visible_fails = Job(COUNTED, "f", (CallTest((3,), 4), CallTest((4,), 6, False)), True)
-    hidden_fails = Job(COUNTED, "f", (CallTest((3,), 3), CallTest((4,), 7, False)), True)
-    assert [result.cost for result in sandbox.run_many([visible_fails, hidden_fails])] == [None, 10]
+def test_what_stays_broken_is_infra_and_never_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox(slots=1) as box:
+        assert_healthy(box)
+        results = box.run_many([Job("import time\ntime.sleep(9)\n", "f", (CallTest((), 1),))], lazy=True)
+        for _ in range(8):
+            time.sleep(0.1)
+            pid = box._client.pid
+            if pid is not None and results._tickets[0].result is None:
+                os.kill(pid, signal.SIGKILL)
+                with box._client._lock:
+                    box._client._receive()
+        assert results[0].status == "infra"
+        assert [outcome.status for outcome in results[0].per_test] == ["infra"]
+        assert_healthy(box)
 
 
-def test_cost_is_capped_and_lost_when_tracing_is_turned_off(sandbox: Sandbox) -> None:
-    slow = "def f(n):\n    while n:\n        n -= 1\n    return 0\n"
-    off = "import sys\ndef f(n):\n    sys.settrace(None)\n    return 0\n"
-    tests = (CallTest((1_500_000,), 0),)
-    assert [r.cost for r in sandbox.run_many([Job(slow, "f", tests, True), Job(off, "f", tests, True)])] == [
-        2_000_000,
-        None,
-    ]
-
-
-def test_worker_killed_is_replaced_and_the_program_retried(sandbox: Sandbox) -> None:
-    assert_healthy(sandbox)
-    os.kill(zygote_pid(sandbox), signal.SIGKILL)
-    assert_healthy(sandbox)
-
-
-def test_worker_that_cannot_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_cannot_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(SandboxUnavailable, match="did not start"):
         Sandbox(slots=1).run(SQUARE, "f", TESTS)
 
 
-def test_other_platforms_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(SandboxUnavailable, match="Linux only"):
+def test_tests_that_are_not_plain_data_are_refused_by_name(sandbox: Sandbox) -> None:
+    with pytest.raises(ValueError, match="not plain data: complex"):
+        sandbox.run(SQUARE, "f", [CallTest((1j,), 1)])
+    assert_healthy(sandbox)
+
+
+def test_expected_values_may_have_rules_of_their_own(sandbox: Sandbox) -> None:
+    class Odd:
+        seen: ClassVar[list[object]] = []
+
+        def accepts(self, value: object) -> bool:
+            self.seen.append(value)
+            return value == 9
+
+    tests = (CallTest((2,), Expectation(4.0)), CallTest((3,), Odd(), visible=False), CallTest((4,), Odd()))
+    result = sandbox.run(SQUARE, "f", tests)
+    assert [outcome.passed for outcome in result.per_test] == [True, True, False]
+    assert result.status == "failed"
+    assert sorted(Odd.seen) == [9, 16]
+
+
+def test_trust_is_stamped(sandbox: Sandbox) -> None:
+    job = Job(SQUARE, "f", TESTS, trust="in_process")
+    assert sandbox.run_many([job])[0].trust == "in_process"
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_platforms_are_refused_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, platform: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(SandboxUnavailable, match=rf"not on {platform}.*min_level='none'"):
         Sandbox()
+    monkeypatch.setattr(client, "_reported", set())
+    with Sandbox(min_level="none", slots=1, limits=Limits(cpu_s=2, wall_s=5, restarts=1)) as box:
+        assert box.level == Level.NONE
+        result = box.run(HANG_AT_4, "f", TESTS, Limits(cpu_s=5, wall_s=1.5))
+        assert [outcome.status for outcome in result.per_test] == ["passed", "passed", "timeout", "passed"]
+        assert result.level == "none"
+        assert box.run("import os\ndef f(x): os._exit(0)\n", "f", TESTS).status == "exited"
+        assert box.run("x = (", "f", TESTS).compile_error is not None
+        assert box.run(SQUARE, None).passed
+        assert box.run("import sys\ndef f(x): return len(sys.stdin.read())\n", "f", TESTS).status == "failed"
+        assert not box.run("def f(x): return 0\n", "f", TESTS).per_test[0].passed
+    assert "isolation level 'none'" in caplog.text
 
 
-def test_pickled_and_forked_sandboxes_start_their_own_workers(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [({}, "namespaces"), ({"namespaces": False}, "kernel"), ({"without": ("landlock",)}, "namespaces"),
+     ({"namespaces": False, "without": ("landlock",)}, "syscalls"),
+     ({"namespaces": False, "without": ("seccomp",)}, "process")],
+)  # fmt: skip
+def test_levels_are_what_holds(options: dict[str, object], level: str, caplog: pytest.LogCaptureFixture) -> None:
+    client._reported.clear()
+    with Sandbox(slots=1, min_level="process", **options) as box:  # type: ignore[arg-type]
+        if level == "namespaces" and "mount" not in box.states()[0].fences:
+            pytest.skip("no namespaces here")
+        assert box.level.label == level
+        assert box.run(SQUARE, "f", TESTS).level == level
+    assert ("isolation level" in caplog.text) == (box.level < Level.KERNEL)
+
+
+@pytest.mark.parametrize(
+    ("without", "missing"), [(("seccomp",), "seccomp missing"), (("landlock",), "landlock missing")]
+)
+def test_less_than_asked_for_is_refused_with_the_remedy(without: tuple[str, ...], missing: str) -> None:
+    box = Sandbox(slots=1, namespaces=False, without=without)
+    with pytest.raises(SandboxUnavailable, match=rf"{missing}.*To get it: .*min_level="):
+        box.run(SQUARE, "f", TESTS)
+    box.close()
+    with Sandbox(slots=1, namespaces=False, without=without, allow_missing=without) as lower:
+        assert lower.run(SQUARE, "f", TESTS).passed
+
+
+def test_a_fence_that_does_not_hold_is_not_counted() -> None:
+    fences = frozenset({"seccomp", "landlock", "mount", "pid", "net", "ipc", "user"})
+    good, bad = TestOutcome(True, "passed", True), TestOutcome(False, "failed", True)
+    assert canary.surviving(fences, (good, good, good)) == (fences, [])
+    assert level_of(canary.surviving(fences, (bad, good, good))[0]) == Level.SYSCALLS
+    assert level_of(canary.surviving(fences, (good, bad, good))[0]) == Level.KERNEL
+    assert level_of(canary.surviving(fences, (good, good, bad))[0]) == Level.PROCESS
+
+
+@pytest.mark.parametrize(
+    "bad", [{"min_level": "safe"}, {"slots": 0}, {"allow_missing": ("moat",)}, {"language": "cobol"}]
+)
+def test_bad_settings_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"min_level|slots|moat|cobol"):
+        Sandbox(**bad)  # type: ignore[arg-type]
+
+
+def test_pickled_and_forked_sandboxes_start_their_own_judges(sandbox: Sandbox) -> None:
     copy = pickle.loads(pickle.dumps(sandbox))
     assert copy.limits == sandbox.limits
     assert_healthy(sandbox)
-    original = zygote_pid(sandbox)
+    original = processes(sandbox)
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            ok = sandbox.run(SQUARE, "f", TESTS).passed and zygote_pid(sandbox) != original
+            ok = sandbox.run(SQUARE, "f", TESTS).passed and processes(sandbox)[0] != original[0]
             sandbox.close()
             code = 0 if ok else 2
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert_healthy(sandbox)
-    assert zygote_pid(sandbox) == original
+    assert processes(sandbox) == original
     with copy:
         assert copy.run(SQUARE, "f", TESTS).passed
 
 
-def test_no_worker_outlives_a_killed_trainer() -> None:
-    script = textwrap.dedent("""
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_no_process_or_folder_outlives_a_killed_trainer(namespaces: bool, tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
         import sys, threading, time
-        from lightning_dterm.sandbox import Sandbox
-        box = Sandbox(slots=1)
+        from lightning_dterm.sandbox import Job, Sandbox
+        box = Sandbox(slots=1, namespaces={namespaces})
         box.run("", None)
-        slot = box._slots[0]
-        threading.Thread(target=box.run, args=("import time\\ntime.sleep(60)", "f"), daemon=True).start()
-        time.sleep(0.3)
-        print(slot._process.pid, slot._folder, flush=True)
+        box.run_many([Job("import time\\ntime.sleep(60)", "f")], lazy=True)
+        time.sleep(0.5)
+        print(box._client.pid, flush=True)
         time.sleep(60)
     """)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    root = str(Path(client.__file__).parent.parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)}
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert trainer.stdout is not None
-    pid, folder = trainer.stdout.readline().split()
-    assert len(children_of(int(pid))) == 1
+    judge = int(trainer.stdout.readline())
+    below = [judge, *descendants(judge)]
+    assert len(below) >= 3
     trainer.kill()
     trainer.wait()
     deadline = time.monotonic() + 10
-    while (Path(f"/proc/{pid}").exists() or Path(folder).exists()) and time.monotonic() < deadline:
+    while (any(map(alive, below)) or any(tmp_path.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.02)
-    alive = Path(f"/proc/{pid}/stat")
-    assert not alive.exists() or b") Z " in alive.read_bytes()  # nobody may be there to reap it in a container
-    assert not Path(folder).exists()
+    assert [pid for pid in below if alive(pid)] == []
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("bad", [{"cpu_s": 0}, {"wall_s": -1}, {"memory_mb": 8}, {"output_kb": 0}])
+def alive(pid: int) -> bool:
+    """Whether a process runs; nobody may be there to reap it in a container."""
+    try:
+        return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("bad", [{"cpu_s": 0}, {"wall_s": -1}, {"memory_mb": 8}, {"output_kb": 0}, {"restarts": -1}])
 def test_bad_limits_name_the_culprit(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Limits(**bad)  # type: ignore[arg-type]

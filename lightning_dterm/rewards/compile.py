@@ -5,14 +5,20 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tree_sitter
 
 from lightning_dterm.rewards.base import EXECUTABLE, PROSE, RewardComponent, is_empty, line_starts, position_span
+from lightning_dterm.sandbox.languages import CompileLimits, Compilers, Report, Stage, Text, canonical
+from lightning_dterm.sandbox.languages.process import FENCES
+from lightning_dterm.sandbox.levels import Level
 from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
+
+if TYPE_CHECKING:
+    from lightning_dterm.sandbox import Sandbox
 
 _GRAMMARS = {
     "java": "tree_sitter_java", "csharp": "tree_sitter_c_sharp", "c#": "tree_sitter_c_sharp",
@@ -24,48 +30,137 @@ _log = logging.getLogger(__name__)
 
 
 class CompileReward(RewardComponent):
-    """``exp(-lam * k)`` for ``k`` compiler errors; warnings are not errors.
+    """``exp(-lam * k)`` for ``k`` compiler errors; warnings are not errors, and ``k`` stops at ``max_errors``.
 
-    Python: CPython itself, in a sandboxed process (compiling hostile text can crash an interpreter). It stops at the
-    first error; further ones are found by blanking the offending line and compiling again, at most 5 in all.
-    Java, C# and JavaScript: the number of tree-sitter ERROR and MISSING nodes, outermost only, the smaller of the
-    program as it is and wrapped in a class; ``details["method"]`` says ``tree-sitter``. Evidence: each error's span.
-    Not applicable to prose and to languages without a compiler or grammar.
+    Python: CPython itself, in the sandbox's one run of the sample. It stops at the first error; further ones are found
+    by blanking the offending line and compiling again, at most 5 in all.
+    C, C++, Java, JavaScript and, where installed, C#, Go and PHP: the language's own compiler in a fenced process, one
+    batched call per rollout, equal programs compiled once (:class:`lightning_dterm.sandbox.languages.Compilers`). A
+    program that makes its compiler run out of time, memory or output, or crash, counts ``max_errors``.
+    Without such a compiler, Java, C# and JavaScript fall back to the number of outermost tree-sitter ERROR and MISSING
+    nodes, the smaller of the program as it is and wrapped in a class. ``details["method"]`` names who counted:
+    ``cpython``, ``gcc 12.2.0``, ``javac 17.0.15 (parse)``, ``tree-sitter``... Evidence: each error's span.
+    Not applicable to prose and where neither a compiler nor a grammar is there.
 
     Args:
         name: Column name.
         lam: Decay per error, positive.
+        lam_by_language: Decay for some languages in place of ``lam``.
+        max_errors: Most errors counted: one missing brace can cascade into dozens.
+        stage: ``full``: types and names too; ``parse``: syntax alone (Java, C#); ``auto``: ``full`` for tasks whose
+            programs stand alone (with tests, or ``metadata["standalone"]``), ``parse`` for fragments that lean on
+            code which is not there, as in CodeXGLUE. Compilers without a separate parser always do all they can.
+        fallback: Use tree-sitter where the compiler is missing; otherwise such tasks are masked.
+        limits: Limits of one compilation.
+
+    Raises:
+        ValueError: a decay that is not positive, ``max_errors`` below 1, or an unknown stage.
     """
 
     needs_execution: ClassVar[bool] = True
 
-    def __init__(self, name: str = "compile", lam: float = 1.0) -> None:
-        if not lam > 0:
-            raise ValueError(f"CompileReward: lam must be positive, got {lam}.")
-        self.name, self.lam = name, lam
+    def __init__(
+        self,
+        name: str = "compile",
+        lam: float = 1.0,
+        lam_by_language: Mapping[str, float] | None = None,
+        max_errors: int = 10,
+        stage: Literal["auto", "parse", "full"] = "auto",
+        fallback: bool = True,
+        limits: CompileLimits | None = None,
+    ) -> None:
+        decays = {canonical(language): decay for language, decay in (lam_by_language or {}).items()}
+        if wrong := [decay for decay in (lam, *decays.values()) if not decay > 0]:
+            raise ValueError(f"CompileReward: lam must be positive, got {wrong[0]}.")
+        if max_errors < 1:
+            raise ValueError(f"CompileReward: max_errors must be at least 1, got {max_errors}.")
+        if stage not in ("auto", "parse", "full"):
+            raise ValueError(f"CompileReward: stage must be 'auto', 'parse' or 'full', got {stage!r}.")
+        self.name, self.lam, self.lam_by_language = name, lam, decays
+        self.max_errors, self.stage, self.fallback, self.limits = max_errors, stage, fallback, limits
+        self._compilers: Compilers | None = None
+        self._options: dict[str, Any] = {}
+
+    def setup(self, sandbox: Sandbox | None = None) -> None:
+        """Take over the sandbox's number of slots and its opt-ins."""
+        if sandbox is not None and self._compilers is None:
+            missing = set(sandbox.allow_missing)
+            missing |= {"landlock"} if sandbox.min_level < Level.KERNEL else set()
+            missing |= {"seccomp"} if sandbox.min_level < Level.SYSCALLS else set()
+            self._options = {"slots": sandbox.slots, "allow_missing": sorted(missing & FENCES)}
+
+    def close(self) -> None:
+        """End the compilers."""
+        if self._compilers is not None:
+            self._compilers.close()
+            self._compilers = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compilers": None}
+
+    @property
+    def compilers(self) -> Compilers:
+        """The compilers in use; made on first use, processes start with the first program."""
+        if self._compilers is None:
+            self._compilers = Compilers(limits=self.limits, **self._options)
+        return self._compilers
 
     def applies_to(self, task: CodeTask) -> bool:
-        """Tasks in Python or in a language with a grammar."""
-        if task.language in EXECUTABLE or task.language in _GRAMMARS:
+        """Tasks in Python, or in a language with a compiler (or, as a fallback, a grammar)."""
+        if task.language in EXECUTABLE:
             return True
-        if task.language != PROSE:
-            _warn_once(self.name, task.language)
-        return False
+        if task.language == PROSE:
+            return False
+        return self.compilers.supports(task.language) or (self.fallback and _has_grammar(self.name, task.language))
 
     def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
-        """Count each program's errors."""
-        return [self._score(sample) for sample in samples]
+        """Count each program's errors; everything that needs a compiler goes to it in one call."""
+        programs = {
+            index: (sample.task.language, sample.program, self._stage(sample.task))
+            for index, sample in enumerate(samples)
+            if not is_empty(sample) and self._needs_compiler(sample.task.language)
+        }
+        reports = (
+            dict(zip(programs, self.compilers.check_many(list(programs.values())), strict=True)) if programs else {}
+        )
+        return [self._score(sample, reports.get(index)) for index, sample in enumerate(samples)]
 
-    def _score(self, sample: Sample) -> RewardResult:
+    def _needs_compiler(self, language: str) -> bool:
+        return language not in EXECUTABLE and self.compilers.supports(language)
+
+    def _stage(self, task: CodeTask) -> Stage:
+        if self.stage == "parse" or self.stage == "full":
+            return self.stage
+        alone = task.metadata.get("standalone", bool(task.tests) or task.metadata.get("io_tests"))
+        return "full" if alone else "parse"
+
+    def _score(self, sample: Sample, report: Report | None) -> RewardResult:
         if is_empty(sample):
             return RewardResult(0.0, details={"method": "empty"})
+        if report is not None:
+            return self._from_report(sample, report)
         if sample.task.language in EXECUTABLE:
             if sample.execution is None:
                 return RewardResult(None, error="the program was not compiled")
-            spans, method = _python_spans(sample), "cpython"
-        else:
-            spans, method = parse_errors(sample.program, sample.task.language), "tree-sitter"
-        return RewardResult(math.exp(-self.lam * len(spans)), spans, {"method": method, "errors": len(spans)})
+            return self._value(sample, _python_spans(sample), "cpython")
+        return self._value(sample, parse_errors(sample.program, sample.task.language), "tree-sitter")
+
+    def _from_report(self, sample: Sample, report: Report) -> RewardResult:
+        if report.status == "infra":
+            return RewardResult(None, error=f"{report.compiler}: {report.reason}")
+        text = Text(sample.program)
+        spans = [span for one in report.errors[: self.max_errors] if (span := one.span(text)) is not None]
+        count = report.count(self.max_errors)
+        details = {"status": report.status, "messages": [one.message for one in report.errors[: self.max_errors]]}
+        return self._value(sample, tuple(spans), report.compiler, count, details)
+
+    def _value(
+        self, sample: Sample, spans: tuple[Span, ...], method: str, count: int | None = None, details: Any = None
+    ) -> RewardResult:
+        count = min(len(spans) if count is None else count, self.max_errors)
+        lam = self.lam_by_language.get(canonical(sample.task.language), self.lam)
+        facts = {"method": method, "errors": count, **(details or {})}
+        return RewardResult(math.exp(-lam * count), spans[: self.max_errors], facts)
 
 
 def _python_spans(sample: Sample) -> tuple[Span, ...]:
@@ -112,5 +207,8 @@ def _to_span(source: bytes, start: int, end: int, offset: int, length: int) -> S
 
 
 @lru_cache(maxsize=256)
-def _warn_once(name: str, language: str) -> None:
-    _log.warning("%s: no compiler or grammar for %r; the component is masked for such tasks.", name, language)
+def _has_grammar(name: str, language: str) -> bool:
+    """Whether tree-sitter can stand in for a compiler that is not there; said once."""
+    if language in _GRAMMARS:
+        _log.warning("%s: errors in %r are counted by tree-sitter, a parser that guesses.", name, language)
+    return language in _GRAMMARS

@@ -19,10 +19,11 @@ def visible_tests_of(task: CodeTask) -> bool:
 class EfficiencyReward(RewardComponent):
     """``min(1, cost of the reference / cost)`` for programs that pass every visible test, else 0.
 
-    Cost is the number of executed lines over the visible tests (see :attr:`lightning_dterm.sandbox.Result.cost`), the
-    same run after run however loaded the machine is. The reference's cost is measured once per task and kept. Not
-    applicable without visible tests, without a reference, to prose, and to languages that cannot be run. No evidence:
-    uniform.
+    Cost is the number of operations over the visible tests, work of built-in functions included (see
+    :mod:`lightning_dterm.sandbox.meter`): the same run after run, however loaded the machine is. A program that passes
+    but cannot be metered (it reaches for frames, modules beyond the algorithmic ones...) gets 0. The reference's cost
+    is measured once per task and kept. Not applicable without visible tests, without a reference that can be metered,
+    to prose, and to languages that cannot be run. No evidence: uniform.
 
     Args:
         name: Column name.
@@ -56,12 +57,17 @@ class EfficiencyReward(RewardComponent):
             return RewardResult(0.0)
         if result is None:
             return RewardResult(None, error="the program was not executed")
+        if result.status == "infra":
+            return RewardResult(None, error=f"sandbox: {result.exception or 'infra'}")
         if not _passes(sample):
             return RewardResult(0.0, details={"passes": False})
         reference = self._reference_cost.get(_key(sample.task))
         if reference is None:
-            return RewardResult(None, error=f"the reference of task {sample.task.task_id!r} fails its visible tests")
-        if result.cost is None:  # ran out of time under tracing, or meddled with the tracer
+            return RewardResult(
+                None,
+                error=f"the reference of task {sample.task.task_id!r} fails its visible tests, or cannot be metered",
+            )
+        if result.cost is None:  # cannot be metered, or burned more CPU time than its count explains
             return RewardResult(0.0, details={"passes": True, "cost": None, "reference_cost": reference})
         details = {"passes": True, "cost": result.cost, "reference_cost": reference}
         return RewardResult(min(1.0, reference / max(result.cost, 1)), details=details)

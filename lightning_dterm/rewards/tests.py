@@ -13,8 +13,9 @@ from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
 class TestsReward(RewardComponent):
     """``passed / visible tests``. Hidden tests never count: they are the success metric's.
 
-    Evidence: the lines where visible tests raised, weighted by how many did; none where none raised (uniform). Not
-    applicable without visible tests, to prose, and to languages that cannot be run.
+    Evidence: the lines where visible tests raised or hung, weighted by how many did; none where none did (uniform).
+    ``details`` carry the sandbox's status, level and trust. Not applicable without visible tests, to prose, and to
+    languages that cannot be run; a program that the sandbox could not judge (``infra``) is a failure of ours: masked.
     """
 
     __test__ = False  # not a pytest class
@@ -38,9 +39,14 @@ class TestsReward(RewardComponent):
         result = sample.execution
         if result is None:
             return RewardResult(None, error="the program was not executed")
+        if result.status == "infra":  # our fault: masked and counted, never 0
+            return RewardResult(None, error=f"sandbox: {result.exception or 'infra'}")
         visible = [outcome for outcome in result.per_test if outcome.visible]
         lines = Counter(outcome.line for outcome in visible if outcome.line is not None)
-        details = {"passed": sum(outcome.passed for outcome in visible), "tests": len(visible)}
+        details = {
+            "passed": sum(outcome.passed for outcome in visible), "tests": len(visible), "status": result.status,
+            "level": result.level, "trust": result.trust,
+        }  # fmt: skip
         return RewardResult(result.share_passed(visible=True), _spans(sample.program, lines), details)
 
 

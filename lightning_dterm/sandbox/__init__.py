@@ -1,10 +1,12 @@
 """Runs model-written programs outside the trainer's process, with limits, and judges what they return."""
 
+from lightning_dterm.sandbox.client import Results
+from lightning_dterm.sandbox.levels import Level
 from lightning_dterm.sandbox.result import CompileError, Job, Limits, Result, Status, TestOutcome
 from lightning_dterm.sandbox.sandbox import Sandbox, default_slots
 from lightning_dterm.sandbox.slot import SandboxUnavailable
 
 __all__ = [
-    "CompileError", "Job", "Limits", "Result", "Sandbox", "SandboxUnavailable", "Status", "TestOutcome",
-    "default_slots",
+    "CompileError", "Job", "Level", "Limits", "Result", "Results", "Sandbox", "SandboxUnavailable", "Status",
+    "TestOutcome", "default_slots",
 ]  # fmt: skip

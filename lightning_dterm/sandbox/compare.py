@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_dterm.sandbox.expect import Expectation
+
 REL_TOL = 1e-9
 ABS_TOL = 1e-12
+HONOURS_EXPECTATIONS = True
+"""An expected value that is an :class:`~lightning_dterm.sandbox.expect.Expectation` is asked, not compared."""
 
 
 def equal(returned: Any, expected: Any) -> bool:
@@ -14,8 +18,11 @@ def equal(returned: Any, expected: Any) -> bool:
 
     ``True`` is not ``1``, ``1`` is not ``1.0``, a list is not a tuple. Floats agree within a relative 1e-9 (1e-12
     absolute, for results that should be zero); NaN agrees with NaN, ``-0.0`` with ``0.0``. Set members and dict keys
-    must agree exactly (in type too); dict order is irrelevant. A ``frozenset`` inside a set is a set.
+    must agree exactly (in type too); dict order is irrelevant. A ``frozenset`` inside a set is a set. An
+    :class:`~lightning_dterm.sandbox.expect.Expectation` has a rule of its own.
     """
+    if isinstance(expected, Expectation):
+        return expected.accepts(returned)
     if isinstance(expected, float):
         return type(returned) is float and _close(returned, expected)
     if isinstance(expected, (set, frozenset)):

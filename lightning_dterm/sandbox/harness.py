@@ -1,101 +1,94 @@
 """Inside the forked child: read one job, fence the process in, run the program, claim what it returned.
 
-Loaded by the worker by path; standard library only. The job holds the program and the arguments of its calls, never an
+Loaded by the zygote; standard library only. The job holds the program and the arguments of its calls, never an
 expected value, so nothing in this process is worth stealing and every frame it sends is only a claim.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
 import os
 import signal
 import socket
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from os import _exit
+from time import process_time_ns
+from typing import TYPE_CHECKING, Any, NoReturn
 
-if TYPE_CHECKING or __package__:
-    from lightning_dterm.sandbox import wire
-else:
-    import wire  # put in sys.modules by the worker
+from lightning_dterm.sandbox import wire
+from lightning_dterm.sandbox.meter import Meter
 
 if TYPE_CHECKING:
     from lightning_dterm.sandbox.guard import Guard
 
 FILENAME = "<program>"
-COST_CAP = 2_000_000
 MAX_COMPILE_ERRORS = 5
 
 
 class Channel:
     """Sends numbered frames to the judge."""
 
-    def __init__(self, connection: socket.socket, nonce: bytes) -> None:
-        self._connection, self._nonce, self._sequence = connection, nonce, 0
+    def __init__(self, descriptor: int, nonce: bytes) -> None:
+        self._descriptor, self._nonce, self._sequence = descriptor, nonce, 0
 
     def send(self, kind: bytes, claim: Any) -> None:
         """Send one claim; one too large is replaced by a refusal."""
         payload = wire.dumps(claim)
         if len(payload) > wire.MAX_FRAME:
-            payload = wire.dumps(["refused", "value too large", None])
-        self._connection.sendall(wire.pack_frame(kind, self._sequence, self._nonce, payload))
+            payload = wire.dumps(["refused", "value too large", None, 0])
+        frame = wire.pack_frame(kind, self._sequence, self._nonce, payload)
+        while frame:
+            frame = frame[os.write(self._descriptor, frame) :]
         self._sequence += 1
 
 
-class LineCounter:
-    """Counts line events of the program's own frames by ``sys.settrace``; library code costs nothing.
+def child_main(
+    connection: socket.socket, guard: Guard, parent: int, limits: tuple[float, int, int], cwd: str, notes: int
+) -> NoReturn:
+    """Entry point of the forked child; never returns.
 
-    The same events on every supported Python, but bytecode differs, so counts compare within one Python version only.
+    Args:
+        connection: The private channel to the judge.
+        guard: The fences.
+        parent: Pid of the zygote.
+        limits: CPU seconds, bytes of address space, bytes of one file.
+        cwd: The scratch folder.
+        notes: A file in memory for the stack of a hang.
     """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.channel: Channel | None = None
-
-    def __call__(self, frame: types.FrameType, event: str, argument: Any) -> Any:
-        """Global trace function: follow frames compiled from the program (or from strings it evaluates)."""
-        name = frame.f_code.co_filename
-        return self._local if name.startswith("<") and not name.startswith("<frozen") else None
-
-    def _local(self, frame: types.FrameType, event: str, argument: Any) -> Any:
-        if event == "line":
-            self.count += 1
-            if self.count >= COST_CAP:
-                self.finish()
-        return self._local
-
-    def finish(self) -> None:
-        """Report the count (or that the program meddled with tracing) and leave."""
-        undisturbed = sys.gettrace() is self
-        sys.settrace(None)
-        assert self.channel is not None
-        self.channel.send(wire.DONE, min(self.count, COST_CAP) if undisturbed else None)
-        os._exit(0)
-
-
-def child_main(connection: socket.socket, guard: Guard, parent: int, limits: tuple[float, int, int], cwd: str) -> None:
-    """Entry point of the forked child; never returns."""
     try:
         gc.disable()
-        os.setsid()
+        with contextlib.suppress(PermissionError):  # a session's leader already
+            os.setsid()
         _arrange_descriptors()
         size = wire.LENGTH.unpack(_read(connection, wire.LENGTH.size))[0]
         nonce, cost_pass, program, entry_point, calls = wire.loads(_read(connection, size))
-        channel = Channel(connection, bytes.fromhex(nonce))
+        channel = Channel(connection.detach(), bytes.fromhex(nonce))
         os.chdir(cwd)
+        # Whoever kills by these (a CPU limit, or the zygote on the wall clock) first gets the line, inside C code too.
+        for number in (signal.SIGPROF, signal.SIGXCPU):
+            faulthandler.register(number, file=notes, all_threads=False, chain=True)
         guard.enter(parent, *limits)
-        os.closerange(3, connection.fileno())
-        os.closerange(connection.fileno() + 1, 1024)
-        for name in ("wire", "guard", "harness"):
-            sys.modules.pop(name, None)
+        low, high = sorted((channel._descriptor, notes))
+        os.closerange(3, low)
+        os.closerange(low + 1, high)
+        os.closerange(high + 1, 1024)
+        for name in [name for name in sys.modules if name.startswith("lightning_dterm")]:
+            del sys.modules[name]
         signal.setitimer(signal.ITIMER_PROF, limits[0])
         channel.send(wire.ACCEPTED, None)
     except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:500])
-        os._exit(120)
+        os.write(notes, f"{type(error).__name__}: {error}\n".encode("utf-8", "replace")[:500])
+        os._exit(wire.NOT_FENCED)
     gc.enable()
-    _run(channel, program, entry_point, calls, cost_pass)
-    os._exit(0)
+    status = 1  # a program that broke its own harness must not go on in the zygote's code
+    try:
+        (run_metered if cost_pass else run)(channel, program, entry_point, calls)
+        status = 0
+    finally:
+        _exit(status)
 
 
 def _arrange_descriptors() -> None:
@@ -117,31 +110,54 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _run(channel: Channel, program: str, entry_point: str | None, calls: list[Any], cost_pass: bool) -> None:
-    code, errors = compile_program(program, canonical=cost_pass)
+def run(channel: Channel, program: str, entry_point: str | None, calls: list[Any]) -> None:
+    """Compile, load and call, with a claim for each step."""
+    code, errors = compile_program(program)
     channel.send(wire.COMPILED, errors)
     if code is None or entry_point is None:
         channel.send(wire.DONE, None)
         return
     module = types.ModuleType("program")
     sys.modules["program"] = module
-    counter = LineCounter() if cost_pass else None
-    if counter is not None:
-        counter.channel = channel
-        sys.settrace(counter)
+    _load_and_call(channel, code, module.__dict__, entry_point, calls)
+    channel.send(wire.DONE, None)
+
+
+def run_metered(channel: Channel, program: str, entry_point: str | None, calls: list[Any]) -> None:
+    """The second pass of a program that passed: the same calls, counting operations (see ``meter``)."""
+
+    def stop(cost: int) -> NoReturn:
+        channel.send(wire.DONE, cost)
+        _exit(0)
+
+    meter = Meter(wire.MAX_COST, stop)
+    channel.send(wire.COMPILED, [])
     try:
-        exec(code, module.__dict__)
-        function = module.__dict__[entry_point]
+        code, space = meter.prepare(program, FILENAME)
     except BaseException as error:
         channel.send(wire.LOADED, _describe(error))
         channel.send(wire.DONE, None)
         return
+    if _load_and_call(channel, code, space, entry_point, calls):
+        stop(min(meter.cost, wire.MAX_COST))
+    channel.send(wire.DONE, None)
+
+
+def _load_and_call(
+    channel: Channel, code: types.CodeType, space: dict[str, Any], entry_point: str | None, calls: list[Any]
+) -> bool:
+    try:
+        exec(code, space)
+        function = space[entry_point or ""]
+    except BaseException as error:
+        channel.send(wire.LOADED, _describe(error))
+        return False
     channel.send(wire.LOADED, ["ok"])
     for arguments in calls:
-        channel.send(wire.TEST, _call(function, wire.decode(arguments)))
-    if counter is not None:
-        counter.finish()
-    channel.send(wire.DONE, None)
+        started = process_time_ns()
+        claim = _call(function, wire.decode(arguments))
+        channel.send(wire.TEST, [*claim, (process_time_ns() - started) // 1000])
+    return True
 
 
 def _call(function: Any, arguments: tuple[Any, ...]) -> list[Any]:
@@ -177,16 +193,12 @@ def _describe(error: BaseException) -> list[Any]:
     return [kind, _text(error), line]
 
 
-def compile_program(program: str, canonical: bool = False) -> tuple[types.CodeType | None, list[list[Any]]]:
+def compile_program(program: str) -> tuple[types.CodeType | None, list[list[Any]]]:
     """Compile, and on failure look for further errors.
 
     CPython stops at the first error. Further ones are found by blanking the offending line (keeping its indentation,
     and ``pass``, or a sound header of its kind where a block follows) and compiling again, until it compiles, an
     error falls on a line already blanked, or :data:`MAX_COMPILE_ERRORS` are found.
-
-    Args:
-        program: Source text.
-        canonical: Compile ``ast.unparse`` of it, one statement a line, so that layout cannot change a line count.
 
     Returns:
         The code object or None, and the errors as ``[message, line, column, end_line, end_column]``, all 1-based.
@@ -196,10 +208,6 @@ def compile_program(program: str, canonical: bool = False) -> tuple[types.CodeTy
     source, blanked = program, set()
     while len(errors) < MAX_COMPILE_ERRORS:
         try:
-            if canonical:
-                import ast
-
-                source = ast.unparse(ast.parse(source))
             code = compile(source, FILENAME, "exec", dont_inherit=True)
             return (code if not errors else None), errors
         except SyntaxError as error:

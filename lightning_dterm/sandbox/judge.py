@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_dterm.sandbox import wire
@@ -13,8 +13,9 @@ from lightning_dterm.sandbox.compare import equal
 from lightning_dterm.sandbox.result import CompileError, Limits, Result, Status, TestOutcome
 from lightning_dterm.types import CallTest
 
-NOT_FENCED = 120  # exit code of a child that failed before it ran anything
-MAX_COST = 2_000_000
+MAX_COST = wire.MAX_COST
+_MAX_MICROSECONDS = 1 << 42
+_OOM_SHARE = 0.75  # of the limit: a program killed above it brought the machine's out-of-memory killer on itself
 _KINDS: dict[str, Status] = {"raised": "error", "memory": "memory", "exited": "exited"}
 
 
@@ -28,6 +29,27 @@ class Exit:
     peak_rss: int
     timed_out: bool = False
     stopped: bool = False
+    flooded: bool = False
+    hang_line: int | None = None
+
+
+class Keep:
+    """Stands for an expected value that the trainer itself will judge: whatever is returned passes and is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict and what it takes to go on after a hang.
+
+    Attributes:
+        result: The verdict.
+        kept: Returned values of the tests that expect :class:`Keep`, by place.
+        hung: Place of the test that ran out of time, None where none did.
+    """
+
+    result: Result
+    kept: dict[int, Any] = field(default_factory=dict)
+    hung: int | None = None
 
 
 @dataclass(slots=True)
@@ -36,15 +58,16 @@ class Claims:
 
     accepted: bool = False
     compiled: bool = False
+    loaded: bool = False
     compile_errors: tuple[CompileError, ...] = ()
     load_failure: tuple[Status, str, int | None] | None = None
-    returned: list[tuple[Status | None, Any, int | None]] = field(default_factory=list)
+    returned: list[tuple[Status | None, Any, int | None, float]] = field(default_factory=list)
     done: bool = False
     cut: bool = False
     cost: int | None = None
 
 
-def parse_claims(buffer: bytes, nonce: bytes, n_tests: int, runs: bool) -> Claims:
+def parse_claims(buffer: bytes, nonce: bytes, n_tests: int, runs: bool, metered: bool = False) -> Claims:
     """Parse the bytes a child sent; accepts a prefix of the honest sequence and nothing else.
 
     Args:
@@ -52,6 +75,7 @@ def parse_claims(buffer: bytes, nonce: bytes, n_tests: int, runs: bool) -> Claim
         nonce: The 16 bytes given to this child.
         n_tests: Number of calls it was given.
         runs: False where the program was only to be compiled.
+        metered: Whether it was to count its cost, which ends early at :data:`MAX_COST`.
 
     Raises:
         wire.Forged: malformed, duplicate, oversized, missing or unexpected frame.
@@ -60,7 +84,7 @@ def parse_claims(buffer: bytes, nonce: bytes, n_tests: int, runs: bool) -> Claim
     frames, claims.cut = wire.split_frames(buffer, nonce)
     expected = wire.ACCEPTED
     for kind, claim in frames:
-        capped = kind == wire.DONE and claim == MAX_COST and claims.compiled and not claims.done
+        capped = metered and kind == wire.DONE and claim == MAX_COST and claims.compiled and not claims.done
         if kind != expected and not capped:
             raise wire.Forged("frame out of order")
         if kind == wire.ACCEPTED:
@@ -70,12 +94,13 @@ def parse_claims(buffer: bytes, nonce: bytes, n_tests: int, runs: bool) -> Claim
             expected = wire.DONE if claims.compile_errors or not runs else wire.LOADED
         elif kind == wire.LOADED:
             claims.load_failure = None if claim == ["ok"] else _failure(claim)
+            claims.loaded = claims.load_failure is None
             expected = wire.DONE if claims.load_failure or not n_tests else wire.TEST
         elif kind == wire.TEST:
             claims.returned.append(_returned(claim))
             expected = wire.DONE if len(claims.returned) == n_tests else wire.TEST
         else:
-            claims.done, claims.cost, expected = True, _cost(claim), b""
+            claims.done, claims.cost, expected = True, _cost(claim, metered), b""
     return claims
 
 
@@ -99,19 +124,24 @@ def _failure(claim: Any) -> tuple[Status, str, int | None]:
     return _KINDS[claim[0]], _text(claim[1]), _line(claim[2])
 
 
-def _returned(claim: Any) -> tuple[Status | None, Any, int | None]:
-    """``(None, value, None)`` for a returned value, ``(status, message, line)`` otherwise."""
-    if type(claim) is list and len(claim) == 2 and claim[0] == "ok":
-        return None, wire.decode(claim[1]), None
-    if type(claim) is list and len(claim) == 3 and claim[0] == "refused":
-        return "failed", _text(claim[1]), None
-    return _failure(claim)
+def _returned(claim: Any) -> tuple[Status | None, Any, int | None, float]:
+    """``(None, value, None, seconds)`` for a returned value, ``(status, message, line, seconds)`` otherwise."""
+    if type(claim) is not list or len(claim) not in (3, 4) or type(claim[-1]) is not int:
+        raise wire.Forged("malformed claim")
+    if not 0 <= claim[-1] < _MAX_MICROSECONDS:
+        raise wire.Forged("malformed time")
+    seconds = claim[-1] / 1e6
+    if len(claim) == 3 and claim[0] == "ok":
+        return None, wire.decode(claim[1]), None, seconds
+    if len(claim) == 4 and claim[0] == "refused":
+        return "failed", _text(claim[1]), None, seconds
+    return *_failure(claim[:-1]), seconds
 
 
-def _cost(claim: Any) -> int | None:
+def _cost(claim: Any, metered: bool) -> int | None:
     if claim is None:
         return None
-    if type(claim) is not int or not 0 <= claim <= MAX_COST:
+    if not metered or type(claim) is not int or not 0 <= claim <= MAX_COST:
         raise wire.Forged("malformed cost")
     return claim
 
@@ -133,6 +163,8 @@ def _compile_errors(claim: Any) -> tuple[CompileError, ...]:
 def _ended(exit_: Exit, limits: Limits) -> tuple[Status, str]:
     """Status and description of a process that ended before it was done."""
     code = os.waitstatus_to_exitcode(exit_.wait_status)
+    if exit_.flooded:
+        return "output", "too many files, or too large"
     if exit_.timed_out or -code in (signal.SIGXCPU, signal.SIGPROF):
         return "timeout", "wall-clock limit" if exit_.timed_out else "CPU limit"
     if -code == signal.SIGKILL and exit_.cpu_s >= limits.cpu_s:
@@ -145,8 +177,16 @@ def _ended(exit_: Exit, limits: Limits) -> tuple[Status, str]:
 
 
 def judge(
-    buffer: bytes, nonce: bytes, tests: Sequence[CallTest], runs: bool, exit_: Exit, limits: Limits, level: str
-) -> Result:
+    buffer: bytes,
+    nonce: bytes,
+    tests: Sequence[CallTest],
+    runs: bool,
+    exit_: Exit,
+    limits: Limits,
+    level: str,
+    fenced: bool = True,
+    metered: bool = False,
+) -> Judged:
     """The verdict on one run.
 
     Args:
@@ -157,32 +197,43 @@ def judge(
         exit_: How the process ended.
         limits: The limits it ran under.
         level: Isolation level to stamp on the result.
+        fenced: A program cannot send SIGKILL, so one that neither we nor a limit sent came from outside: ``infra``.
+        metered: Whether the run was to count its cost.
     """
-    usage: dict[str, Any] = {
-        "cpu_s": exit_.cpu_s, "wall_s": exit_.wall_s, "peak_rss": exit_.peak_rss, "level": level
-    }  # fmt: skip
+    result = Result("infra", cpu_s=exit_.cpu_s, wall_s=exit_.wall_s, peak_rss=exit_.peak_rss, level=level)
     clean = exit_.wait_status == 0
     try:
         if exit_.stopped:
             raise wire.Forged("more output on the result channel than any program may send")
-        claims = parse_claims(buffer, nonce, len(tests), runs)
-        if (claims.done and not clean) or (claims.cut and clean):
+        claims = parse_claims(buffer, nonce, len(tests), runs, metered)
+        murdered = fenced and _ended(exit_, limits)[1] == f"signal {signal.SIGKILL:d}"
+        if (claims.done and not clean and not murdered) or (claims.cut and clean):
             raise wire.Forged("claims that do not agree with how the process ended")
     except wire.Forged as error:
-        outcomes = tuple(TestOutcome(False, "forged", test.visible) for test in tests)
-        return Result("forged", outcomes, exception=f"Forged: {error}", **usage)
+        return Judged(_all(replace(result, exception=f"Forged: {error}"), tests, "forged"))
+    status, reason = _ended(exit_, limits)
     if not claims.accepted:
-        outcomes = tuple(TestOutcome(False, "infra", test.visible) for test in tests)
-        message = f"the child ended before its program started ({_ended(exit_, limits)[1]})"
-        return Result("infra", outcomes, exception=message, **usage)
-    return _verdict(claims, tests, exit_, limits, usage)
+        return Judged(_all(replace(result, exception=f"the child ended before its program started ({reason})"), tests))
+    if murdered and exit_.peak_rss < _OOM_SHARE * (limits.memory_mb << 20):
+        return Judged(_all(replace(result, exception="the child was killed from outside"), tests))
+    verdict = _verdict(claims, tests, exit_, limits, result)
+    hung = len(claims.returned) if status == "timeout" and claims.loaded and not claims.done else None
+    kept = {
+        i: row[1] for i, row in enumerate(claims.returned) if row[0] is None and isinstance(tests[i].expected, Keep)
+    }
+    return Judged(verdict, kept, hung if hung is not None and hung < len(tests) else None)
 
 
-def _verdict(claims: Claims, tests: Sequence[CallTest], exit_: Exit, limits: Limits, usage: dict[str, Any]) -> Result:
+def _all(result: Result, tests: Sequence[CallTest], status: Status = "infra") -> Result:
+    return replace(result, status=status, per_test=tuple(TestOutcome(False, status, test.visible) for test in tests))
+
+
+def _verdict(claims: Claims, tests: Sequence[CallTest], exit_: Exit, limits: Limits, base: Result) -> Result:
     rest: Status = "error"
     reason, exception, load_line = "", None, None
     if not claims.done:
         rest, reason = _ended(exit_, limits)
+        load_line = exit_.hang_line if rest == "timeout" else None
     errors = claims.compile_errors
     if not claims.compiled:
         errors = (CompileError(f"the compiler ended abnormally: {reason}", 1, 1, 1, 1),)
@@ -190,26 +241,35 @@ def _verdict(claims: Claims, tests: Sequence[CallTest], exit_: Exit, limits: Lim
         exception = f"SyntaxError: {errors[0].message}"
     elif claims.load_failure:
         rest, exception, load_line = claims.load_failure
-    lines = [load_line] if load_line else []
     outcomes = []
-    for test, (status, value, line) in zip(tests, claims.returned, strict=False):
+    for test, (status, value, line, seconds) in zip(tests, claims.returned, strict=False):
         if status is None:
-            passed = equal(value, test.expected)
-            outcomes.append(TestOutcome(passed, "passed" if passed else "failed", test.visible))
+            passed = isinstance(test.expected, Keep) or equal(value, test.expected)
+            outcomes.append(TestOutcome(passed, "passed" if passed else "failed", test.visible, None, seconds))
             continue
         exception = exception or value
-        lines += [line] if line and line not in lines else []
-        outcomes.append(TestOutcome(False, status, test.visible, line))
-    outcomes += [TestOutcome(False, rest, test.visible, load_line) for test in tests[len(outcomes) :]]
-    return Result(
-        _overall(claims, [outcome.status for outcome in outcomes], rest, bool(errors)),
-        tuple(outcomes), tuple(lines), exception or reason or None, **usage,
+        outcomes.append(TestOutcome(False, status, test.visible, line, seconds))
+    blamed = len(outcomes) if claims.loaded else len(tests)  # a hang is one test's, a failure to load every test's
+    outcomes += [
+        TestOutcome(False, rest, test.visible, load_line if place <= blamed else None)
+        for place, test in enumerate(tests[len(outcomes) :], len(outcomes))
+    ]
+    lines = [outcome.line for outcome in outcomes if outcome.line is not None] or ([load_line] if load_line else [])
+    return replace(
+        base, status=_overall(claims, [outcome.status for outcome in outcomes], rest, bool(errors)),
+        per_test=tuple(outcomes), lines=tuple(dict.fromkeys(lines)), exception=exception or reason or None,
         compile_error=errors[0] if errors else None, cost=claims.cost, further_errors=errors[1:],
     )  # fmt: skip
 
 
+RANKED: tuple[Status, ...] = ("timeout", "output", "killed", "memory", "exited", "error", "failed")
+"""What a program's status is where its tests ended differently: the first of these."""
+
+
+def overall(statuses: Sequence[str]) -> Status:
+    """The status of a program whose tests ended like this."""
+    return next((status for status in RANKED if status in statuses), "passed")
+
+
 def _overall(claims: Claims, statuses: Sequence[str], rest: Status, broken: bool) -> Status:
-    if not claims.done or broken or claims.load_failure:
-        return rest
-    ranked: tuple[Status, ...] = ("memory", "exited", "error", "failed")
-    return next((status for status in ranked if status in statuses), "passed")
+    return rest if not claims.done or broken or claims.load_failure else overall(statuses)

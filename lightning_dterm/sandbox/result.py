@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from lightning_dterm.types import CallTest
 
 Status = Literal["passed", "failed", "error", "timeout", "memory", "output", "exited", "killed", "forged", "infra"]
 STATUSES: tuple[str, ...] = get_args(Status)
+Trust = Literal["values", "in_process"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +21,22 @@ class Limits:
         wall_s: Wall-clock seconds; generous, for programs that sleep or block.
         memory_mb: Address space in MiB (the interpreter itself takes about 40).
         output_kb: Bytes in KiB that may be written to any one file, standard output included.
+        restarts: After a test that ran out of time, how many more processes (each with these limits) the tests that
+            remain may have; 0 counts them as timed out too.
     """
 
     cpu_s: float = 2.0
     wall_s: float = 10.0
     memory_mb: int = 512
     output_kb: int = 64
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         for name in ("cpu_s", "wall_s", "memory_mb", "output_kb"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Limits.{name} must be positive, got {getattr(self, name)!r}.")
+        if self.restarts < 0:
+            raise ValueError(f"Limits.restarts must not be negative, got {self.restarts!r}.")
         if self.memory_mb < 64:
             raise ValueError(f"Limits.memory_mb must be at least 64 (the interpreter needs 40), got {self.memory_mb}.")
 
@@ -43,13 +49,18 @@ class Job:
         program: Python source.
         entry_point: The function that the tests call; ``None`` compiles the program without running any of it.
         tests: Calls and expected values. Only the arguments ever reach the program's process.
-        measure_cost: Count executed lines over the visible tests in a second pass (if all of them passed).
+        measure_cost: Count operations over the visible tests in a second pass (if all of them passed).
+        limits: Limits of this program; default: the sandbox's.
+        trust: ``in_process`` where the tests themselves run in the program's process, so that the verdict is only a
+            claim; stamped on the result.
     """
 
     program: str
     entry_point: str | None
     tests: tuple[CallTest, ...] = ()
     measure_cost: bool = False
+    limits: Limits | None = None
+    trust: Trust = "values"
 
     def __post_init__(self) -> None:
         if self.tests and self.entry_point is None:
@@ -69,7 +80,15 @@ class CompileError:
 
 @dataclass(frozen=True, slots=True)
 class TestOutcome:
-    """Outcome of one test: ``line`` is where the program raised (1-based, claimed by the program's own process)."""
+    """Outcome of one test.
+
+    Attributes:
+        passed: It returned the expected value.
+        status: One of :data:`STATUSES`.
+        visible: Whether a reward may see it.
+        line: Program line (1-based) where it raised or hung; claimed by the program's own process.
+        cpu_s: CPU seconds of the call; claimed likewise, None where it did not return.
+    """
 
     __test__ = False  # not a pytest class
 
@@ -77,6 +96,7 @@ class TestOutcome:
     status: str
     visible: bool
     line: int | None = None
+    cpu_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +109,17 @@ class Result:
             ``killed`` (a signal), ``forged`` (broke the result protocol; no test passes), ``infra`` (our fault, after
             one retry: mask it, never score it 0).
         per_test: One outcome per test of the job, in the job's order.
-        lines: Distinct program lines (1-based) where tests raised. Diagnostics from the program's own process:
+        lines: Distinct program lines (1-based) where tests raised or hung. Diagnostics from the program's own process:
             untrusted, no reward may rest on a line number alone.
         exception: First exception as ``Type: message``, at most 300 characters; untrusted as well.
         cpu_s / wall_s / peak_rss: Usage of the program's process; seconds, seconds, bytes.
-        level: Isolation it ran under, see :class:`lightning_dterm.sandbox.Sandbox`.
+        level: Isolation it ran under, a label of :class:`lightning_dterm.sandbox.Level`.
         compile_error: The first compiler error, if the program does not compile.
-        cost: Executed lines over the visible tests; ``None`` unless asked for, and unless those tests passed.
+        cost: Operations over the visible tests, see :mod:`lightning_dterm.sandbox.meter`; ``None`` unless asked for,
+            unless those tests passed, and where the program cannot be metered.
         further_errors: Errors found after blanking the lines of the earlier ones, at most 4.
+        trust: ``values``: the judge compared values; ``in_process``: the program's own process judged itself.
+        attempts: Processes it took; more than one after a hang with tests left, or after an accident of ours.
     """
 
     status: Status
@@ -106,10 +129,12 @@ class Result:
     cpu_s: float = 0.0
     wall_s: float = 0.0
     peak_rss: int = 0
-    level: str = "process"
+    level: str = "none"
     compile_error: CompileError | None = None
     cost: int | None = None
     further_errors: tuple[CompileError, ...] = ()
+    trust: Trust = "values"
+    attempts: int = 1
 
     @property
     def passed(self) -> bool:
@@ -125,3 +150,17 @@ class Result:
         """Share of the visible (or hidden) tests passed, in [0, 1]; ``None`` where there is no such test."""
         outcomes = [outcome.passed for outcome in self.per_test if outcome.visible == visible]
         return sum(outcomes) / len(outcomes) if outcomes else None
+
+
+def to_plain(result: Result) -> dict[str, Any]:
+    """A result as JSON-ready data."""
+    return asdict(result)
+
+
+def from_plain(data: dict[str, Any]) -> Result:
+    """The result that :func:`to_plain` was given."""
+    errors = [CompileError(**error) for error in ([data["compile_error"]] if data["compile_error"] else [])]
+    further = tuple(CompileError(**error) for error in data["further_errors"])
+    per_test = tuple(TestOutcome(**outcome) for outcome in data["per_test"])
+    rest = {"per_test": per_test, "lines": tuple(data["lines"]), "further_errors": further}
+    return Result(**{**data, **rest, "compile_error": errors[0] if errors else None})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 
+from lightning_dterm.sandbox.client import Client, Results, SlotState
+from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, FENCES, Level
+from lightning_dterm.sandbox.plain import PlainClient
 from lightning_dterm.sandbox.result import Job, Limits, Result
-from lightning_dterm.sandbox.slot import FULL_FENCES, SandboxUnavailable, Slot
+from lightning_dterm.sandbox.slot import SandboxUnavailable, Settings
 from lightning_dterm.types import CallTest
 
 
@@ -27,62 +29,84 @@ def _cores() -> int:
 class Sandbox:
     """Runs Python programs in fenced child processes and judges what they return.
 
-    Each slot is one warm, bare interpreter, started by ``exec`` on first use, that forks one child per program. The
-    child gets the program and the arguments of its calls, never an expected value; what it sends back are claims
-    that are compared here, by type and value.
+    A judge process, started by ``exec`` on first use, holds the expected values; each of its slots is one warm, bare
+    interpreter that forks one child per program. The child gets the program and the arguments of its calls, never an
+    expected value; what it sends back are claims that the judge compares, by type and value.
 
-    Level ``process`` guarantees: CPU, wall-clock, address-space, file-size and descriptor limits; no new privileges;
-    no other processes, programs, sockets, signals to or limits of others, tracing or namespaces (seccomp deny-list); no
-    file outside the standard library and shared objects can be opened for reading, none outside a scratch folder
-    (emptied after every program) can be written (Landlock); no process outlives its program, and no worker outlives
-    the trainer, not even after SIGKILL. It does **not** guarantee: safety against kernel bugs (for that run the worker
-    in a VM or gVisor), an own user, network or process namespace, a total limit on scratch space, or a line count
-    (:attr:`Result.cost`) that a program which goes after its own tracer cannot lower. On a kernel that
-    grants less, :class:`SandboxUnavailable` is raised at the first run unless ``allow_missing`` names the fence, and
-    the level then says what is missing.
+    What is guaranteed at each :class:`Level` is in ``docs/sandbox.md``. A new slot must judge an honest program right
+    and hold against one that attacks every fence before it is used; where it amounts to less than ``min_level``,
+    :class:`SandboxUnavailable` says what is missing. A lower ``min_level`` is the explicit opt-in to less: it is logged
+    as an error, and every result carries the level that it ran under.
 
-    Safe to pickle and to carry across a fork of the trainer (either side starts its own workers). Thread-safe;
-    concurrent calls of :meth:`run_many` take turns.
+    Safe to pickle and to carry across a fork of the trainer (either side starts its own judge). Thread-safe.
 
     Args:
         slots: Programs at a time; default: the cores this process may use.
-        limits: Limits of every program.
-        allow_missing: Fences (``seccomp``, ``landlock``) that may be missing: an explicit opt-in to less isolation.
+        limits: Limits of programs that bring none of their own.
+        allow_missing: Fences that may be missing (``seccomp``, ``landlock``): lowers ``min_level`` accordingly.
+        language: Of the programs; ``python``.
+        min_level: The least isolation to accept: a :class:`Level` or its label.
+        namespaces: Whether to use namespaces where the kernel grants them (default; the rest holds without them).
+        without: Fences to do without although they are there, for tests of the lower levels.
 
     Raises:
-        SandboxUnavailable: not Linux.
+        SandboxUnavailable: not Linux, and ``min_level`` is not ``none``.
     """
 
     def __init__(
-        self, slots: int | None = None, limits: Limits | None = None, allow_missing: Sequence[str] = ()
+        self,
+        slots: int | None = None,
+        limits: Limits | None = None,
+        allow_missing: Sequence[str] = (),
+        *,
+        language: str = "python",
+        min_level: Level | str = DEFAULT_LEVEL,
+        namespaces: bool = True,
+        without: Sequence[str] = (),
     ) -> None:
-        if not sys.platform.startswith("linux"):
-            raise SandboxUnavailable(
-                f"Model-written programs can be isolated on Linux only, not on {sys.platform}: use a Linux container, "
-                "VM or WSL 2, or train without rewards that execute programs (compile, tests, efficiency)."
+        if language != "python":
+            raise ValueError(
+                f"Sandbox runs Python programs, not {language!r}; for other languages see "
+                "lightning_dterm.sandbox.languages."
             )
         if slots is not None and slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}.")
-        if unknown := set(allow_missing) - FULL_FENCES:
-            raise ValueError(f"allow_missing has unknown fences {sorted(unknown)}; known: {sorted(FULL_FENCES)}.")
+        if unknown := (set(allow_missing) | set(without)) - FENCES.keys():
+            raise ValueError(f"unknown fences {sorted(unknown)}; known: {sorted(FENCES)}.")
+        self.language = language
         self.slots = slots if slots is not None else default_slots()
         self.limits = limits or Limits()
         self.allow_missing = tuple(allow_missing)
+        lowest = (
+            Level.PROCESS if "seccomp" in allow_missing else Level.SYSCALLS if "landlock" in allow_missing else None
+        )
+        self.min_level = min(Level.parse(min_level), lowest if lowest is not None else Level.NAMESPACES)
+        self.namespaces, self.without = namespaces, tuple(without)
+        if self.min_level > Level.NONE and not sys.platform.startswith("linux"):
+            raise SandboxUnavailable(
+                f"Model-written programs can be isolated on Linux only, not on {sys.platform}: use a Linux container, "
+                "VM or WSL 2, or train without rewards that execute programs (compile, tests, efficiency). To run them "
+                "here with nothing but a process of their own and a clock, able to do whatever you can, say so: "
+                "Sandbox(min_level='none')."
+            )
         self._prepare()
 
     def _prepare(self) -> None:
-        required = FULL_FENCES - set(self.allow_missing)
-        self._slots = [Slot(self.limits, required) for _ in range(self.slots)]
-        self._lock = threading.Lock()
-        self._finalizer = weakref.finalize(self, _close_all, self._slots)  # also runs at interpreter exit
+        settings = Settings(self.limits, self.min_level, self.namespaces, frozenset(self.without))
+        linux = sys.platform.startswith("linux")
+        self._client: Client | PlainClient = (
+            Client(settings, self.slots) if linux else PlainClient(settings, self.slots)
+        )
+        self._finalizer = weakref.finalize(self, self._client.close)  # also runs at interpreter exit
 
     def share(self, processes: int) -> None:
         """Divide the cores among ``processes`` trainers on this machine; before the first run."""
         self.slots = max(1, min(self.slots, _cores() // max(1, processes)))
+        self._finalizer()
         self._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"slots": self.slots, "limits": self.limits, "allow_missing": self.allow_missing}
+        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -97,75 +121,47 @@ class Sandbox:
         self.close()
 
     @property
-    def level(self) -> str:
-        """Isolation level in force; known once a program has run."""
-        return self._slots[0].level
+    def level(self) -> Level:
+        """Isolation in force, the least of all slots; starts one if none has run yet."""
+        return min((Level.parse(state.level) for state in self.states()), default=Level.NONE)
 
-    def run(self, program: str, entry_point: str | None, tests: Sequence[CallTest] = ()) -> Result:
+    def states(self) -> list[SlotState]:
+        """What each running slot was granted; starts one if none has run yet."""
+        if not self._client.states:
+            self.run("")
+        return list(self._client.states.values())
+
+    def run(
+        self,
+        program: str,
+        entry_point: str | None = None,
+        tests: Sequence[CallTest] = (),
+        limits: Limits | None = None,
+    ) -> Result:
         """Judge one program; see :class:`Job`."""
-        return self.run_many([Job(program, entry_point, tuple(tests))])[0]
+        return self.run_many([Job(program, entry_point, tuple(tests), limits=limits)])[0]
 
-    def run_many(self, jobs: Sequence[Job]) -> list[Result]:
+    @overload
+    def run_many(self, jobs: Sequence[Job], lazy: Literal[False] = ...) -> list[Result]: ...
+
+    @overload
+    def run_many(self, jobs: Sequence[Job], lazy: Literal[True]) -> Results: ...
+
+    def run_many(self, jobs: Sequence[Job], lazy: bool = False) -> list[Result] | Results:
         """Judge programs over all slots; results in the order of ``jobs``.
 
+        Args:
+            jobs: The programs.
+            lazy: Return at once with a sequence that waits for each result when it is read: the judging overlaps with
+                whatever else this process does.
+
         Raises:
-            SandboxUnavailable: the workers cannot be started or isolated as asked.
+            SandboxUnavailable: the workers cannot be started or isolated as asked (when a result is read).
+            ValueError: arguments or expected values are not plain data (when a result is read).
         """
-        results: list[Result | None] = [None] * len(jobs)
-        failures: list[BaseException] = []
-        pending = iter(range(len(jobs)))
-        with self._lock:
-            active = self._slots[: max(1, min(self.slots, len(jobs)))]
-            if len(active) == 1:
-                _work(active[0], jobs, pending, threading.Lock(), results, failures)
-            else:
-                _in_threads(active, jobs, pending, results, failures)
-        if failures:
-            raise failures[0]
-        return [result for result in results if result is not None]
+        results = self._client.submit(jobs)
+        return results if lazy else list(results)
 
     def close(self) -> None:
-        """End all workers. The sandbox can be used again; it starts new ones."""
-        with self._lock:
-            _close_all(self._slots)
-
-
-def _in_threads(
-    slots: Sequence[Slot], jobs: Sequence[Job], pending: Iterator[int], results: list[Any], failures: list[Any]
-) -> None:
-    guard = threading.Lock()
-    rest = (jobs, pending, guard, results, failures)
-    threads = [threading.Thread(target=_work, args=(slot, *rest), daemon=True) for slot in slots]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException as error:  # Ctrl-C: let the programs in flight end, start no more
-        failures.append(error)
-        for thread in threads:
-            thread.join()
-
-
-def _work(
-    slot: Slot,
-    jobs: Sequence[Job],
-    pending: Iterator[int],
-    guard: threading.Lock,
-    results: list[Result | None],
-    failures: list[BaseException],
-) -> None:
-    while not failures:
-        with guard:
-            index = next(pending, None)
-        if index is None:
-            return
-        try:
-            results[index] = slot.run(jobs[index])
-        except BaseException as error:
-            failures.append(error)
-
-
-def _close_all(slots: Sequence[Slot]) -> None:
-    for slot in slots:
-        slot.close()
+        """End all processes. The sandbox can be used again; it starts new ones."""
+        self._client.close()

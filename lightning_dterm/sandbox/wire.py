@@ -6,28 +6,33 @@ JSON in which every container is a list that starts with its tag: ``["l", ...]``
 built-in types only: no pickle, no code, nothing that could run on the judge's side.
 
 A frame is ``type (1 byte) | sequence (u32) | nonce (16 bytes) | length (u32) | payload``. What it carries is a claim:
-:func:`parse_frames` accepts exactly the sequence an honest harness sends, and calls anything else forged.
+:func:`~lightning_dterm.sandbox.judge.parse_claims` accepts exactly the sequence that an honest harness sends, and calls
+anything else forged.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from typing import Any, NoReturn
 
 MAX_DEPTH = 64
 MAX_FRAME = 1 << 20
 MAX_CLAIMS = 4 << 20
+MAX_COST = 10_000_000
+NOT_FENCED = 120  # exit code of a child that failed before it ran anything; the reason is in its notes
 HEADER = struct.Struct("!cI16sI")
 LENGTH = struct.Struct("!I")
 
 REQUEST = struct.Struct("!cQddQQ")  # kind (R run, K stop), number, cpu_s, wall_s, memory bytes, output bytes
-REPLY = struct.Struct("!QiddQB")  # number, wait status, cpu_s, wall_s, peak bytes, flags
-TIMED_OUT, STOPPED, NOT_STARTED = 1, 2, 4
+REPLY = struct.Struct("!QiddQBi")  # number, wait status, cpu_s, wall_s, peak bytes, flags, line of a hang or 0
+TIMED_OUT, STOPPED, NOT_STARTED, FLOODED = 1, 2, 4, 8
 
 ACCEPTED, COMPILED, LOADED, TEST, DONE = b"A", b"C", b"L", b"T", b"D"
 
 
+_MAX_COLLISIONS = 32
 _ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)  # encode() bounds the depth
 
 
@@ -114,16 +119,23 @@ def decode(data: Any, depth: int = 0, hashable: bool = False) -> Any:
     if tag == "d" and not hashable:
         if len(items) % 2:
             raise Forged("key without a value")
-        keys = [decode(key, depth + 1, hashable=True) for key in items[::2]]
+        keys = _spread([decode(key, depth + 1, hashable=True) for key in items[::2]])
         return dict(zip(keys, [decode(value, depth + 1) for value in items[1::2]], strict=True))
     if tag == "t":
         return tuple([decode(item, depth + 1, hashable) for item in items])
     if tag == "s":
-        members = [decode(item, depth + 1, hashable=True) for item in items]
+        members = _spread([decode(item, depth + 1, hashable=True) for item in items])
         return frozenset(members) if hashable else set(members)
     if tag == "l" and not hashable:
         return [decode(item, depth + 1) for item in items]
     raise Forged("unknown tag, or an unhashable value where a hashable one belongs")
+
+
+def _spread(keys: list[Any]) -> list[Any]:
+    """Refuse keys made to collide (integers 2**61 - 1 apart), which would stall whoever puts them in a set."""
+    if len(keys) > _MAX_COLLISIONS and max(Counter(map(hash, keys)).values()) > _MAX_COLLISIONS:
+        raise Forged("keys made to collide")
+    return keys
 
 
 def _decode_scalar(tag: str, items: list[Any]) -> int | bytes:

@@ -1,0 +1,81 @@
+"""``python -m lightning_dterm.sandbox doctor``: what isolation this machine grants, and how to get the rest."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+
+from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, FENCES, Level, level_of, missing_for
+from lightning_dterm.sandbox.result import Job
+from lightning_dterm.sandbox.sandbox import Sandbox, default_slots
+from lightning_dterm.sandbox.slot import SandboxUnavailable
+from lightning_dterm.types import CallTest
+
+_WHAT = {
+    "seccomp": "system calls: no sockets, processes, programs, signals to others",
+    "landlock": "files: the standard library and a scratch folder only",
+    "mount": "file tree of its own, a bounded tmpfs for each program",
+    "user": "users of its own, no privileges outside",
+    "pid": "processes of its own, one kill ends all",
+    "net": "no network devices",
+    "ipc": "no shared memory or queues of others",
+}
+_ALWAYS = "rlimits, no new privileges, no capabilities, private result channel, output caps, wall-clock kill"
+
+
+def doctor(slots: int) -> int:
+    """Start the real sandbox, let its canaries attack it, print the capability table; 0 if the default level holds."""
+    print(f"{platform.system()} {platform.release()} {platform.machine()}, CPython {platform.python_version()}, "
+          f"uid {os.geteuid() if hasattr(os, 'geteuid') else '-'}, {default_slots()} slots by default")  # fmt: skip
+    if not sys.platform.startswith("linux"):
+        try:
+            Sandbox()
+        except SandboxUnavailable as error:
+            print(error)
+        return 1
+    started = time.perf_counter()
+    try:
+        with Sandbox(slots=1, min_level=Level.PROCESS) as box:
+            state = box.states()[0]
+            start_s = time.perf_counter() - started
+            rate = _throughput(slots)
+    except SandboxUnavailable as error:
+        print(error)
+        return 1
+    level = level_of(state.fences)
+    print(f"\n{'fence':<10} {'holds':<6} what it does")
+    print(f"{'(always)':<10} {'yes':<6} {_ALWAYS}")
+    for name in FENCES:
+        print(f"{name:<10} {'yes' if name in state.fences else 'NO':<6} {_WHAT[name]}")
+    print(f"\nlevel: {level.label} (default minimum: {DEFAULT_LEVEL.label}); canaries ran")
+    print(f"start: {start_s:.2f} s; {rate:.0f} small programs per second on {slots} slots")
+    for missing in missing_for(Level.NAMESPACES, state.fences):
+        print(f"missing for level 'namespaces': {missing}: {FENCES[missing]}")
+    if state.reasons:
+        print(f"the kernel said: {state.reasons}")
+    return 0 if level >= DEFAULT_LEVEL else 1
+
+
+def _throughput(slots: int, programs: int = 100) -> float:
+    jobs = [Job(f"def f(x):\n    return x * {i}\n", "f", (CallTest((3,), 3 * i),)) for i in range(programs)]
+    with Sandbox(slots=slots, min_level=Level.PROCESS) as box:
+        box.run_many(jobs[: 2 * slots])
+        started = time.perf_counter()
+        assert all(result.passed for result in box.run_many(jobs))
+        return programs / (time.perf_counter() - started)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m lightning_dterm.sandbox", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("doctor", help="print what isolation this machine grants")
+    command.add_argument("--slots", type=int, default=default_slots(), help="programs at a time (default: all cores)")
+    return doctor(parser.parse_args(arguments).slots)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""A persistent compiler: one warm process, many programs, length-prefixed messages over pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from lightning_dterm.sandbox.languages.launcher import LENGTH
+from lightning_dterm.sandbox.languages.process import FENCES, Command, Ended, Launcher
+
+_MAX_ANSWER = 64 << 20
+
+
+class ServiceLost(Exception):
+    """The service ended, hung or broke its protocol while it held a program.
+
+    Attributes:
+        timed_out: It did not answer in time.
+        ended: How its process ended, where that is known.
+    """
+
+    def __init__(self, message: str, timed_out: bool = False, ended: Ended | None = None) -> None:
+        super().__init__(message)
+        self.timed_out, self.ended = timed_out, ended
+
+
+class Service:
+    """Starts on first use, takes one request at a time (thread-safe), starts anew after a loss.
+
+    Args:
+        command: What to run; its standard streams become the channel.
+        readable: What it may read, as for :class:`Launcher`.
+        required: Fences that must hold.
+        lifetime: Requests after which a fresh process takes over.
+        check: Looks at a fresh service once, for a canary; may raise.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        readable: Sequence[tuple[str, str]],
+        required: frozenset[str] = FENCES,
+        lifetime: int = 20_000,
+        check: Callable[[Service], None] | None = None,
+    ) -> None:
+        self._command, self._readable, self._required, self._lifetime = command, readable, required, lifetime
+        self._check = check
+        self._lock = threading.RLock()
+        self._launcher: Launcher | None = None
+        self._streams = (-1, -1)
+        self._served = 0
+        self._owner = 0
+        self.starts = 0
+
+    def require(self, fences: frozenset[str]) -> None:
+        """Set the fences that must hold, before the first request."""
+        self._required = fences
+
+    def request(self, message: bytes, wall_s: float) -> bytes:
+        """Send one message and wait for the answer.
+
+        Raises:
+            ServiceLost: no proper answer; the process is gone.
+            LauncherUnavailable: it cannot be started as isolated as required.
+        """
+        with self._lock:
+            if self._owner != os.getpid() or self._served >= self._lifetime:
+                self.close()
+            fresh = self._launcher is None
+            if fresh:
+                self._start()
+            self._served += 1
+            try:
+                if fresh and self._check is not None:
+                    self._check(self)
+                deadline = time.monotonic() + wall_s
+                self._write(message, deadline)
+                size = LENGTH.unpack(self._read(LENGTH.size, deadline))[0]
+                if size > _MAX_ANSWER:
+                    raise ServiceLost("its answer is too large")
+                return self._read(size, deadline)
+            except ServiceLost as lost:
+                lost.ended = lost.ended or self._ending()
+                self.close()
+                raise
+            except BaseException:
+                self.close()
+                raise
+
+    def _start(self) -> None:
+        for_child, ours_out = os.pipe()
+        ours_in, from_child = os.pipe()
+        self._streams, self._owner, self._served = (ours_in, ours_out), os.getpid(), 0
+        self._launcher = Launcher(self._readable, self._required, (for_child, from_child))
+        try:
+            self._launcher.start()
+            self._launcher.send(self._command, for_child, from_child)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(for_child)
+            os.close(from_child)
+        os.set_blocking(ours_out, False)
+        self.starts += 1
+
+    def _write(self, message: bytes, deadline: float) -> None:
+        view = memoryview(message)
+        while view:
+            _wait(self._streams[1], select.POLLOUT, deadline)
+            try:
+                view = view[os.write(self._streams[1], view[: 1 << 16]) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise ServiceLost(f"it closed its input: {error}") from error
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        parts, missing = [], size
+        while missing:
+            _wait(self._streams[0], select.POLLIN, deadline)
+            part = os.read(self._streams[0], min(missing, 1 << 20))
+            if not part:
+                raise ServiceLost("it ended")
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def _ending(self) -> Ended | None:
+        if self._launcher is None:
+            return None
+        try:
+            return self._launcher.receive(2.0)
+        except (OSError, ValueError):
+            return None
+
+    def close(self) -> None:
+        """End the process; the next request starts another."""
+        with self._lock:
+            launcher, self._launcher = self._launcher, None
+            streams, self._streams = self._streams, (-1, -1)
+            for descriptor in streams:
+                if descriptor >= 0:
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
+            if launcher is not None:
+                launcher.close()
+
+
+def _wait(descriptor: int, event: int, deadline: float) -> None:
+    poller = select.poll()
+    poller.register(descriptor, event)
+    if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise ServiceLost("no answer in time", timed_out=True)

@@ -1,0 +1,66 @@
+"""Numbers of the system calls that compilers and compiled programs may use; anything else is refused."""
+
+from __future__ import annotations
+
+# From the kernel's own headers (asm/unistd_64.h, asm-generic/unistd.h).
+NUMBERS: dict[str, dict[str, int]] = {
+    "x86_64": {
+        "socketpair": 53,
+        "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8,
+        "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14,
+        "rt_sigreturn": 15, "ioctl": 16, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "preadv": 295,
+        "pwritev": 296, "access": 21, "pipe": 22, "select": 23, "sched_yield": 24, "mremap": 25, "msync": 26,
+        "mincore": 27, "madvise": 28, "dup": 32, "dup2": 33, "dup3": 292, "pause": 34, "nanosleep": 35,
+        "getitimer": 36, "alarm": 37, "setitimer": 38, "getpid": 39, "exit": 60, "uname": 63, "fcntl": 72,
+        "flock": 73, "fsync": 74, "fdatasync": 75, "truncate": 76, "ftruncate": 77, "getdents": 78, "getcwd": 79,
+        "chdir": 80, "fchdir": 81, "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "unlink": 87, "readlink": 89,
+        "chmod": 90, "fchmod": 91, "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99,
+        "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "getpgrp": 111,
+        "getpgid": 121, "getsid": 124, "rt_sigpending": 127, "rt_sigtimedwait": 128, "rt_sigsuspend": 130,
+        "sigaltstack": 131, "statfs": 137, "fstatfs": 138, "prctl": 157, "arch_prctl": 158, "gettid": 186,
+        "time": 201, "futex": 202, "sched_getaffinity": 204, "getdents64": 217, "set_tid_address": 218,
+        "restart_syscall": 219, "fadvise64": 221, "timer_create": 222, "timer_settime": 223, "timer_gettime": 224,
+        "timer_getoverrun": 225, "timer_delete": 226, "clock_gettime": 228, "clock_getres": 229,
+        "clock_nanosleep": 230, "exit_group": 231, "epoll_create": 213, "epoll_create1": 291, "epoll_ctl": 233,
+        "epoll_wait": 232, "epoll_pwait": 281, "epoll_pwait2": 441, "tgkill": 234, "openat": 257, "mkdirat": 258,
+        "newfstatat": 262, "unlinkat": 263, "renameat": 264, "renameat2": 316, "readlinkat": 267, "fchmodat": 268,
+        "faccessat": 269, "faccessat2": 439, "pselect6": 270, "ppoll": 271, "set_robust_list": 273,
+        "get_robust_list": 274, "utimensat": 280, "fallocate": 285, "timerfd_create": 283, "timerfd_settime": 286,
+        "timerfd_gettime": 287, "eventfd": 284, "eventfd2": 290, "pipe2": 293, "prlimit64": 302, "getcpu": 309,
+        "getrandom": 318, "membarrier": 324, "copy_file_range": 326, "statx": 332, "rseq": 334, "close_range": 436,
+        "getresuid": 118, "getresgid": 120, "getpriority": 140, "sched_getparam": 143, "sched_getscheduler": 145,
+        "sched_get_priority_max": 146, "sched_get_priority_min": 147, "clone": 56, "clone3": 435, "kill": 62,
+        "execve": 59, "execveat": 322, "fork": 57, "vfork": 58, "wait4": 61, "waitid": 247, "sendfile": 40,
+        "splice": 275, "capget": 125, "pkey_alloc": 330, "pkey_mprotect": 329, "pkey_free": 331, "mlock": 149,
+        "munlock": 150, "signalfd4": 289, "inotify_init1": 294,
+    },
+    "aarch64": {
+        "socketpair": 199,
+        "read": 63, "write": 64, "close": 57, "fstat": 80, "lseek": 62, "mmap": 222, "mprotect": 226, "munmap": 215,
+        "brk": 214, "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigreturn": 139, "ioctl": 29, "pread64": 67,
+        "pwrite64": 68, "readv": 65, "writev": 66, "preadv": 69, "pwritev": 70, "sched_yield": 124, "mremap": 216,
+        "msync": 227, "mincore": 232, "madvise": 233, "dup": 23, "dup3": 24, "nanosleep": 101, "getitimer": 102,
+        "setitimer": 103, "getpid": 172, "exit": 93, "uname": 160, "fcntl": 25, "flock": 32, "fsync": 82,
+        "fdatasync": 83, "truncate": 45, "ftruncate": 46, "getcwd": 17, "chdir": 49, "fchdir": 50, "fchmod": 52,
+        "umask": 166, "gettimeofday": 169, "getrlimit": 163, "getrusage": 165, "sysinfo": 179, "times": 153,
+        "getuid": 174, "getgid": 176, "geteuid": 175, "getegid": 177, "getppid": 173, "getpgid": 155, "getsid": 156,
+        "rt_sigpending": 136, "rt_sigtimedwait": 137, "rt_sigsuspend": 133, "sigaltstack": 132, "statfs": 43,
+        "fstatfs": 44, "prctl": 167, "gettid": 178, "futex": 98, "sched_getaffinity": 123, "getdents64": 61,
+        "set_tid_address": 96, "restart_syscall": 128, "fadvise64": 223, "timer_create": 107, "timer_settime": 110,
+        "timer_gettime": 108, "timer_getoverrun": 109, "timer_delete": 111, "clock_gettime": 113, "clock_getres": 114,
+        "clock_nanosleep": 115, "exit_group": 94, "epoll_create1": 20, "epoll_ctl": 21, "epoll_pwait": 22,
+        "epoll_pwait2": 441, "tgkill": 131, "openat": 56, "mkdirat": 34, "newfstatat": 79, "unlinkat": 35,
+        "renameat": 38, "renameat2": 276, "readlinkat": 78, "fchmodat": 53, "faccessat": 48, "faccessat2": 439,
+        "pselect6": 72, "ppoll": 73, "set_robust_list": 99, "get_robust_list": 100, "utimensat": 88, "fallocate": 47,
+        "timerfd_create": 85, "timerfd_settime": 86, "timerfd_gettime": 87, "eventfd2": 19, "pipe2": 59,
+        "prlimit64": 261, "getcpu": 168, "getrandom": 278, "membarrier": 283, "copy_file_range": 285, "statx": 291,
+        "rseq": 293, "close_range": 436, "getresuid": 148, "getresgid": 150, "getpriority": 141,
+        "sched_getparam": 121, "sched_getscheduler": 120, "sched_get_priority_max": 125,
+        "sched_get_priority_min": 126, "clone": 220, "clone3": 435, "kill": 129, "execve": 221, "execveat": 281,
+        "wait4": 260, "waitid": 95, "sendfile": 71, "splice": 76, "capget": 90, "pkey_alloc": 289,
+        "pkey_mprotect": 288, "pkey_free": 290, "mlock": 228, "munlock": 229, "signalfd4": 74, "inotify_init1": 26,
+    },
+}  # fmt: skip
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+CAPSET = {"x86_64": 126, "aarch64": 91}
+CLONE = {"x86_64": 56, "aarch64": 220}

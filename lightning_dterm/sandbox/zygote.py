@@ -1,0 +1,335 @@
+"""The zygote: one warm, single-threaded interpreter that forks a fenced child per program.
+
+Run by path in a bare interpreter (``python -s -S -B zygote.py CONTROL_FD JUDGE_PID FOLDER OPTIONS``), standard library
+only. It never sees a program, an argument or an answer: each request brings a socket (SCM_RIGHTS) that only the forked
+child reads. It kills on the wall clock, reaps the child and whatever it left behind, and empties the scratch folder. It
+ends when the judge closes the control socket or dies by any means. Where the kernel grants namespaces it is process 1
+of its own, under an outer process that only waits for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from os.path import abspath, dirname
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder must not shadow the standard library, nor be importable by programs
+    # The package without its __init__ files, which would import what a zygote must not hold.
+    for _name, _path in (("lightning_dterm", dirname(dirname(abspath(__file__)))),
+                         ("lightning_dterm.sandbox", dirname(abspath(__file__)))):  # fmt: skip
+        sys.modules[_name] = types.ModuleType(_name)
+        sys.modules[_name].__path__ = [_path]
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import time
+
+from lightning_dterm.sandbox import harness, namespaces, wire
+from lightning_dterm.sandbox.guard import Guard
+from lightning_dterm.sandbox.kernel import Kernel
+
+PRELOAD = """
+    abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum faulthandler
+    fractions functools heapq itertools json math numbers operator random re statistics string struct textwrap
+    time traceback types typing
+"""
+_TICK_S = 0.05
+_MAX_ENTRIES, _MAX_BYTES, _MAX_DEPTH = 2048, 16 << 20, 12  # of a scratch folder on disk, where no tmpfs bounds it
+_LAST_WORDS_MS = 20
+_HANG = re.compile(rb'File "<program>", line (\d{1,7}) in')
+
+
+def empty_folder(path: str) -> None:
+    """Remove everything below ``path`` without following links; restores permissions a program took away.
+
+    Folders inside folders are first moved up, so that no path is ever long and no nesting too deep.
+    """
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        while _names(root):
+            for name, is_folder in _names(root):
+                with contextlib.suppress(OSError):
+                    if is_folder:
+                        _flatten(root, name)
+                        os.rmdir(name, dir_fd=root)
+                    else:
+                        os.unlink(name, dir_fd=root)
+    finally:
+        os.close(root)
+
+
+def _names(folder: int) -> list[tuple[str, bool]]:
+    with os.scandir(folder) as entries:
+        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+
+
+def _flatten(root: int, name: str) -> None:
+    """Empty the folder ``name`` of ``root``, moving the folders in it to ``root``."""
+    os.chmod(name, 0o700, dir_fd=root)
+    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+    try:
+        for inner, is_folder in _names(folder):
+            if is_folder:
+                with contextlib.suppress(OSError):
+                    os.rmdir(inner, dir_fd=folder)
+                    continue
+                os.chmod(inner, 0o700, dir_fd=folder)
+                os.rename(inner, os.urandom(16).hex(), src_dir_fd=folder, dst_dir_fd=root)
+            else:
+                os.unlink(inner, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def overflows(path: str) -> bool:
+    """Whether a folder holds more, or deeper, than a program may write; links are not followed."""
+    entries = size = 0
+    pending = [(path, 0)]
+    while pending:
+        folder, depth = pending.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as found:
+            for entry in found:
+                entries += 1
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, depth + 1))
+                else:
+                    size += entry.stat(follow_symlinks=False).st_size
+                if entries > _MAX_ENTRIES or size > _MAX_BYTES or depth > _MAX_DEPTH:
+                    return True
+    return False
+
+
+class Scratch:
+    """The folder that a program starts in and may write to; fresh for each."""
+
+    def __init__(self, kernel: Kernel, folder: str, plan: str | None) -> None:
+        self._kernel, self._plan = kernel, plan
+        self._folder = folder
+        self.cwd = os.path.join(folder, "cwd") if plan is None else namespaces.CWD
+        self._untouched = -1
+
+    def prepare(self) -> None:
+        """Make it, if the last program touched it."""
+        if self._plan is None:
+            os.makedirs(self.cwd, mode=0o700, exist_ok=True)
+        elif self._untouched < 0:
+            namespaces.mount_scratch(self._kernel, self._plan)
+            self._untouched = os.stat(self.cwd).st_ctime_ns
+
+    def flooded(self) -> bool:
+        """Whether the program wrote more than it may (a tmpfs needs no watching: it is bounded)."""
+        return self._plan is None and overflows(self._folder)
+
+    def clean(self) -> None:
+        """Throw away what the program left."""
+        if self._plan is not None:
+            if os.stat(self.cwd).st_ctime_ns != self._untouched:
+                namespaces.unmount_scratch(self._kernel)
+                self._untouched = -1
+        elif os.listdir(self._folder) != ["cwd"] or os.path.islink(self.cwd) or os.listdir(self.cwd):
+            empty_folder(self._folder)
+
+
+class Zygote:
+    """Serves requests on the control socket, one child at a time."""
+
+    def __init__(self, control: socket.socket, judge: int, guard: Guard, scratch: Scratch, alone: bool) -> None:
+        self.control, self.judge, self.guard, self.scratch = control, judge, guard, scratch
+        self._alone = alone  # process 1 of its own namespace
+
+    def serve(self) -> None:
+        """Answer requests until the judge closes the socket or dies."""
+        poller = select.poll()
+        poller.register(self.control, select.POLLIN)
+        poller.register(self.judge, select.POLLIN)
+        while True:
+            ready = [descriptor for descriptor, _ in poller.poll()]
+            if self.judge in ready:
+                return
+            data, descriptors, _, _ = socket.recv_fds(self.control, wire.REQUEST.size, 1)
+            if not data:
+                return
+            kind, number, *limits = wire.REQUEST.unpack(data)
+            if kind == b"R":  # a late stop request for a program that has ended is ignored
+                with socket.socket(fileno=descriptors[0]) as connection:
+                    reply = self._supervise(connection, number, *limits)
+                self.control.send(reply)
+
+    def _supervise(
+        self, connection: socket.socket, number: int, cpu_s: float, wall_s: float, memory: int, output: int
+    ) -> bytes:
+        started = time.monotonic()
+        self.scratch.prepare()
+        zygote, notes = os.getpid(), os.memfd_create("notes")
+        try:
+            child = os.fork()
+        except OSError:
+            os.close(notes)
+            return wire.REPLY.pack(number, 0, 0.0, 0.0, 0, wire.NOT_STARTED, 0)
+        if child == 0:
+            os.close(self.judge)
+            self.control.close()
+            harness.child_main(connection, self.guard, zygote, (cpu_s, memory, output), self.scratch.cwd, notes)
+        connection.close()
+        flags = self._watch(child, number, started + wall_s)
+        status, cpu, peak = self._bury(child)
+        said = os.pread(notes, 4096, 0)
+        hang = _HANG.search(said)
+        os.close(notes)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == wire.NOT_FENCED:
+            os.write(2, said[:500])
+        self.scratch.clean()
+        wall = time.monotonic() - started
+        return wire.REPLY.pack(number, status, cpu, wall, peak, flags, int(hang[1]) if hang else 0)
+
+    def _watch(self, child: int, number: int, deadline: float) -> int:
+        """Wait for the child to end, killing it at the deadline, on request, or when the judge is gone."""
+        handle = os.pidfd_open(child)
+        try:
+            poller = select.poll()
+            for descriptor in (handle, self.control.fileno(), self.judge):
+                poller.register(descriptor, select.POLLIN)
+            while True:
+                remaining = max(0.0, deadline - time.monotonic())
+                ready = [descriptor for descriptor, _ in poller.poll(min(remaining, _TICK_S) * 1000)]
+                if handle in ready:
+                    return 0
+                if self.judge in ready:
+                    os.kill(child, signal.SIGKILL)
+                    return wire.STOPPED
+                if self.control.fileno() in ready:
+                    data = self.control.recv(wire.REQUEST.size)
+                    if not data or wire.REQUEST.unpack(data)[1] == number:
+                        os.kill(child, signal.SIGKILL)
+                        return wire.STOPPED
+                elif remaining <= 0:
+                    _ask_for_last_words(handle)
+                    os.kill(child, signal.SIGKILL)
+                    return wire.TIMED_OUT
+                elif self.scratch.flooded():
+                    os.kill(child, signal.SIGKILL)
+                    return wire.FLOODED
+        finally:
+            os.close(handle)
+
+    def _bury(self, child: int) -> tuple[int, float, int]:
+        """End and reap the child and all it left behind: its wait status, CPU seconds and peak bytes."""
+        if self._alone:
+            namespaces.kill_everyone_else()
+        else:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        _, status, usage = os.wait4(child, 0)
+        while True:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    self._kill_orphans()
+            except ChildProcessError:
+                return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+    def _kill_orphans(self) -> None:
+        if self._alone:
+            namespaces.kill_everyone_else()
+        else:  # as their subreaper this process is their parent
+            for orphan in _children(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(orphan, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+def _ask_for_last_words(handle: int) -> None:
+    """Have the child note the line it hangs at (see ``harness``), before it is killed anyway."""
+    with contextlib.suppress(OSError):
+        signal.pidfd_send_signal(handle, signal.SIGPROF)
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        poller.poll(_LAST_WORDS_MS)
+
+
+def _children(parent: int) -> list[int]:
+    """Processes whose parent is ``parent``, from /proc."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                if int(file.read().rpartition(b")")[2].split()[1]) == parent:
+                    found.append(int(name))
+    return found
+
+
+def _preload() -> None:
+    """Import what programs commonly use, and make ``random`` start from one seed in every child.
+
+    ``random`` asks to be reseeded after each fork, which costs more than the fork and makes verdicts depend on chance.
+    """
+    register = os.register_at_fork
+    os.register_at_fork = lambda **hooks: None
+    try:
+        for name in PRELOAD.split():
+            importlib.import_module(name)
+    finally:
+        os.register_at_fork = register
+    sys.modules["random"].seed(0)
+
+
+def _isolate(folder: str, wanted: bool) -> tuple[Kernel, str | None, str]:
+    """Enter namespaces, if wanted and possible; returns in the process that is to be the zygote."""
+    kernel = Kernel()
+    plan, reasons = None, "namespaces: not asked for"
+    if wanted and kernel.machine:
+        plan, reasons = namespaces.choose(kernel, folder)
+    if plan is None:
+        return kernel, None, reasons
+    namespaces.enter(kernel, plan, folder)
+    inner = os.fork()
+    if inner == 0:
+        kernel.die_with_parent()
+        return kernel, plan, ""
+    os.closerange(3, 1024)
+    status = os.waitpid(inner, 0)[1]
+    os._exit(os.waitstatus_to_exitcode(status) & 0x7F)
+
+
+def main() -> None:
+    """Set up, say hello with the fences that were granted, serve, clean up."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; children inherit the fatal default
+    parent, folder, options = int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise SystemExit(f"not a folder: {folder}")
+    judge = os.pidfd_open(parent)
+    if os.getppid() != parent:
+        raise SystemExit("the judge is gone")
+    _preload()
+    kernel, plan, reasons = _isolate(folder, options["namespaces"])
+    if plan is None:
+        kernel.adopt_orphans()
+    guard = Guard(kernel, folder if plan is None else namespaces.WORK, plan, frozenset(options["without"]))
+    sys.argv[:] = [""]
+    os.environ.clear()
+    sys.modules["__main__"].__dict__.pop("__file__", None)
+    scratch = Scratch(kernel, folder, plan)
+    gc.collect()
+    gc.freeze()
+    hello = {"fences": guard.fences, "reasons": "; ".join(filter(None, [reasons, *guard.reasons]))}
+    control.send(json.dumps(hello).encode())
+    try:
+        Zygote(control, judge, guard, scratch, plan is not None).serve()
+    finally:
+        if plan is None:
+            empty_folder(folder)
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+if __name__ == "__main__":
+    main()
