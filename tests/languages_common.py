@@ -19,8 +19,23 @@ def needs(language: str) -> None:
         pytest.skip(f"{TOOLS[language]} is not installed")
 
 
+_earlier: set[int] = set()  # processes that other modules' tests left to this one
+
+
 def children() -> list[str]:
-    """Command lines of all living descendants of this process."""
+    """Command lines of all living descendants of this process, those apart that were there before the module's tests."""
+    return [_command_line(pid) for pid in sorted(_descendants() - _earlier)]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return "(ended)"
+
+
+def _descendants() -> set[int]:
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -31,17 +46,13 @@ def children() -> list[str]:
                 continue
             if fields[0] != b"Z":
                 parents[int(name)] = int(fields[1])
-    found, pending = [], [os.getpid()]
+    found: set[int] = set()
+    pending = [os.getpid()]
     while pending:
         parent = pending.pop()
-        for pid, its_parent in parents.items():
-            if its_parent == parent:
-                pending.append(pid)
-                try:
-                    with open(f"/proc/{pid}/cmdline", "rb") as file:
-                        found.append(file.read().replace(b"\0", b" ").decode("utf-8", "replace"))
-                except OSError:
-                    continue
+        young = {pid for pid, its_parent in parents.items() if its_parent == parent}
+        found |= young
+        pending += young
     return found
 
 
@@ -63,8 +74,10 @@ def work_files() -> list[str]:
 
 @pytest.fixture(scope="module")
 def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Temporary files go to a folder of this module's own, so that other processes' files do not count."""
+    """Temporary files go to a folder of this module's own, so that other processes and their files do not count."""
     before = tempfile.tempdir
+    _earlier.clear()
+    _earlier.update(_descendants())
     tempfile.tempdir = str(tmp_path_factory.mktemp("temporary"))
     yield
     tempfile.tempdir = before

@@ -1,6 +1,6 @@
 """The proof that references pass and planted faults fail: its parts on small fixtures, and a sample of the real data.
 
-The sample needs the benchmark files and is skipped without them: set LIGHTNING_DTERM_BENCHMARK_DATA to their folder.
+The sample needs the benchmark files and is skipped without them: LIGHTNING_DTERM_SHARED names the folder above data/.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def test_cheats_are_programs_and_cpu_is_counted() -> None:
 
 
 def test_sample_of_the_benchmarks() -> None:
-    folder = Path(os.environ.get("LIGHTNING_DTERM_BENCHMARK_DATA", "absent"))
+    folder = Path(os.environ.get("LIGHTNING_DTERM_SHARED", Path(__file__).parents[2] / "shared")) / "data"
     if not (folder / "humaneval" / "HumanEval.jsonl.gz").is_file():
-        pytest.skip("LIGHTNING_DTERM_BENCHMARK_DATA names no folder with humaneval/HumanEval.jsonl.gz")
+        pytest.skip(f"the benchmarks' files are not at {folder} (LIGHTNING_DTERM_SHARED names the folder above)")
     every = load_tasks(folder)
     special = {"HumanEval/32", "HumanEval/33", "HumanEval/38", "HumanEval/151", "MBPP/367", "MBPP/533", "MBPP/590"}
     tasks = [task for i, task in enumerate(every) if i % 40 == 0 or task.name in special]

@@ -20,7 +20,8 @@ from lightning_dterm.types import CallTest, CodeTask, RewardResult, Sample
 from tests.languages_common import children, folders, needs, own_temporary_folder
 
 __all__ = ["own_temporary_folder"]
-TRACER = Path(os.environ.get("LIGHTNING_DTERM_TEST_DATA", "shared/data")) / "repair/tracer_c_test.jsonl.gz"
+SHARED = Path(os.environ.get("LIGHTNING_DTERM_SHARED", Path(__file__).parents[2] / "shared"))
+TRACER = SHARED / "data/repair/tracer_c_test.jsonl.gz"
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_repair_programs_in_the_manner_of_deepfix(reward: CompileReward) -> None
 def test_tracer_pairs(reward: CompileReward, capsys: pytest.CaptureFixture[str]) -> None:
     needs("c")
     if not TRACER.is_file():
-        pytest.skip(f"{TRACER} is not there (set LIGHTNING_DTERM_TEST_DATA to the folder of data sets)")
+        pytest.skip(f"{TRACER} is not there (LIGHTNING_DTERM_SHARED names the folder above data/)")
     with gzip.open(TRACER, "rt", encoding="utf-8") as file:
         pairs = [json.loads(line) for line in file][:: int(os.environ.get("LIGHTNING_DTERM_TEST_STRIDE", "60"))]
     samples = [make(pair[side], "c") for pair in pairs for side in ("sourceText", "targetText")]
