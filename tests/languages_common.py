@@ -23,7 +23,7 @@ _earlier: set[int] = set()  # processes that other modules' tests left to this o
 
 
 def children() -> list[str]:
-    """Command lines of all living descendants of this process, those apart that were there before the module's tests."""
+    """Command lines of all living descendants of this process but those from before the module's tests."""
     return [_command_line(pid) for pid in sorted(_descendants() - _earlier)]
 
 
