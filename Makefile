@@ -5,8 +5,10 @@
 #
 # Variables: PYTHON=python3.12 (interpreter for .venv), TORCH_PIP_ARGS="..."
 # (further pip arguments for torch, such as an index of CPU builds),
-# TORCH=torch==2.11.0 CONSTRAINTS=constraints-floor.txt (the oldest tested set; with PYTHON=python3.12),
-# PYTEST_ARGS="-x tests/test_cli.py", QUICKSTART_ARGS="--trainer.max_steps 10".
+# VENV=.venv-floor (another folder), PYTEST_ARGS="-x tests/test_cli.py", QUICKSTART_ARGS="--trainer.max_steps 10".
+# The oldest tested set, in a folder of its own:
+#   make test VENV=.venv-floor PYTHON=python3.12 TORCH=torch==2.11.0 CONSTRAINTS=constraints-floor.txt
+# Other TORCH, CONSTRAINTS or PYTHON than the folder was installed with: it is installed anew.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,9 +17,10 @@ SHELL := bash
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 CONSTRAINTS := constraints.txt
+# Named after the set that it stands for: asking for another one installs that.
+STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH) $(CONSTRAINTS) $(PYTHON)' | cksum | cut -d' ' -f1)
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
@@ -49,11 +52,19 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	fi; \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "error: $$python is not a Python >= 3.10; install one or say make PYTHON=/path/to/python" >&2; exit 1; }; \
-	if ! [ -x $(PY) ]; then \
+	version='import sys; print("%d.%d" % sys.version_info[:2])'; \
+	if [ -x $(PY) ]; then \
+	  have="$$($(PY) -c "$$version")"; want="$$("$$python" -c "$$version")"; \
+	  if [ -n "$(PYTHON)" ] && [ "$$have" != "$$want" ]; then \
+	    echo "error: $(VENV) has Python $$have, but PYTHON=$(PYTHON) is Python $$want: name another folder (VENV=.venv-floor) or remove this one (rm -r $(VENV))" >&2; exit 1; \
+	  fi; \
+	else \
 	  echo "creating $(VENV) with $$($$python --version)"; \
 	  "$$python" -m venv $(VENV) \
 	    || { rm -rf $(VENV); echo "error: '$$python -m venv' failed; on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }; \
 	fi
+	@rm -f $(VENV)/.installed*
+	@[ -e $(VENV)/.gitignore ] || echo '*' > $(VENV)/.gitignore # ruff, too, passes over what git ignores
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) $(TORCH_PIP_ARGS) $(TORCH)
 	$(PY) -m pip install --quiet -c $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
@@ -75,7 +86,7 @@ quickstart: $(STAMP)
 	fi
 
 test: $(STAMP)
-	$(PY) -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -6,9 +6,10 @@
         --kv_heads 2 --intermediate_size 512
     python train.py fit -c configs/codexglue/sft.yaml --data.init_args.data_dir $DIR
     python train.py fit -c configs/base.yaml -c configs/codexglue/ppo.yaml --data.init_args.data_dir $DIR
-    python benchmarks/codexglue.py --data_dir $DIR
+    python benchmarks/codexglue.py --data_dir $DIR --trained_at $COMMIT
 
-The last line trains nothing: it gathers the figures of the two runs, with those of copying the input.
+The last line trains nothing: it gathers the figures of the two runs, with those of copying the input. ``COMMIT`` is the
+commit that the runs were trained at (``git rev-parse HEAD`` of then).
 """
 
 from __future__ import annotations
@@ -56,15 +57,20 @@ def wall_seconds(run: Path) -> float:
     return max(times) - min(times)
 
 
-def main() -> None:
-    """Gather and write."""
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--sft", type=Path, default=Path("runs/codexglue_sft"))
     parser.add_argument("--ppo", type=Path, default=Path("runs/codexglue_ppo"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/codexglue_java_cs.json"))
     parser.add_argument("--trained_at", required=True, help="commit the two runs were trained at")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Gather and write."""
+    args = parser().parse_args()
     summary = json.loads((args.ppo / "summary.json").read_text())
     result: dict[str, Any] = {
         **provenance(args.trained_at),

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def provenance(trained_at: str | None) -> dict[str, Any]:
         "DIR" if previous == "--data_dir" else word for previous, word in zip(["", *sys.argv], sys.argv, strict=False)
     ]
     return {
-        "command": " ".join(["python", *arguments]),
+        "command": shlex.join(["python", *arguments]),
         "trained_at": trained_at or commit,
         "gathered_at": commit,
         "machine": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from itertools import zip_longest
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_dterm.callbacks.stop import stopped_by_signal
+from lightning_dterm.evaluation import write_json
 from lightning_dterm.hooks import RolloutCallback, announce_phase
 from lightning_dterm.metrics import FIGURES, SampleTable
 from lightning_dterm.modules.distributed import all_gather, all_sum, global_order
@@ -36,13 +38,21 @@ class BeforeAfterReport(RolloutCallback):
 
     Args:
         path: The JSON file; default ``<log_dir>/summary.json``.
-        metrics: Columns of the printed table.
+        metrics: Columns of the printed table, of :data:`lightning_dterm.metrics.FIGURES`.
         split: The split; tune on ``validation``, report on ``test``.
+
+    Raises:
+        ValueError: For an unknown metric.
     """
 
     def __init__(
         self, path: str | None = None, metrics: list[str] | None = None, split: Literal["test", "validation"] = "test"
     ) -> None:
+        unknown = [metric for metric in metrics or () if metric not in FIGURES]
+        if unknown:
+            raise ValueError(
+                f"BeforeAfterReport: unknown metric {', '.join(unknown)}; metrics knows {', '.join(FIGURES)}"
+            )
         self.path = Path(path) if path else None
         self.split = split
         self.metrics = metrics or ["success", "exact_match", "bleu", "compile_rate", "length"]
@@ -97,8 +107,7 @@ class BeforeAfterReport(RolloutCallback):
         summary = summarise(self._before, after, kl, self._train_seconds)
         summary["rollouts"] = trainer.global_step
         path = self.path or Path(folder) / "summary.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(path, summary)
         self._print(summary, trainer, path)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -200,6 +209,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Join two evaluations; the greedy one at the top level, the sampled one under ``sampled``."""
     parts = {mode: _join(before[mode], after[mode]) for mode in MODES}
+    if kl is not None and not math.isfinite(kl):
+        rank_zero_warn(f"BeforeAfterReport: the KL to the reference is {kl}; the summary has null for it")
+        kl = None
     return {**parts["greedy"], "sampled": parts["sampled"], "kl": kl, "train_seconds": round(train_seconds, 3)}
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_dterm.hooks import RolloutCallback
+from lightning_dterm.modules.distributed import all_sum
 from lightning_dterm.rewards import (
     CompileReward,
     EfficiencyReward,
@@ -101,7 +102,8 @@ class RewardComputation(RolloutCallback):
         rollout.component_names = result.names
         rollout.scores, rollout.outcome = result.scores.to(device), result.outcome.to(device)
         rollout.evidence = result.evidence
-        rollout.metrics.update(reward_metrics(result))
+        failures = all_sum(torch.tensor([result.failures[name] for name in result.names], device=device))
+        rollout.metrics.update(reward_metrics(result, failures.tolist()))
 
     def make_samples(self, rollout: Rollout) -> list[Sample]:
         """One sample per completion, with its code located."""
@@ -131,15 +133,20 @@ class RewardComputation(RolloutCallback):
             self.suite.load_state_dict(ranks[rank])
 
 
-def reward_metrics(result: SuiteResult) -> dict[str, float]:
-    """Scalars of one batch: mean over applicable samples, share applicable, failures and seconds per component."""
+def reward_metrics(result: SuiteResult, failures: Sequence[int]) -> dict[str, float]:
+    """Scalars of one batch: mean over applicable samples, share applicable, failures and seconds per component.
+
+    Args:
+        result: This rank's.
+        failures: Per component, of all ranks: a count must not depend on how the samples lie over them.
+    """
     metrics: dict[str, float] = {"time/reward_execution": result.seconds["execution"]}
     applicable = ~torch.isnan(result.scores)
     for column, name in enumerate(result.names):
         if applicable[:, column].any():
             metrics[f"reward/{name}"] = result.scores[applicable[:, column], column].mean().item()
         metrics[f"reward_applicable/{name}"] = applicable[:, column].float().mean().item()
-        metrics[f"reward_failures/{name}"] = float(result.failures[name])
+        metrics[f"reward_failures/{name}"] = float(failures[column])
         metrics[f"time/reward_{name}"] = result.seconds[name]
     known = ~torch.isnan(result.outcome)
     if known.any():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Sampler
 
 from lightning_dterm.types import CodeTask
@@ -147,6 +149,7 @@ class ResumableDataLoader(DataLoader[CodeTask]):
         self._epoch = 0
         self._taken = 0
         self._placed = False
+        self._content: str | None = None
 
     def __iter__(self) -> Iterator[TaskBatch]:  # type: ignore[override]
         # A generator: nothing runs before the first `next`. Training is one stream: where Lightning drops an iterator
@@ -171,11 +174,18 @@ class ResumableDataLoader(DataLoader[CodeTask]):
             return self._order.epoch, 0
         return (self._epoch, self._taken) if self._taken < len(self) else (self._epoch + 1, 0)
 
-    def _fingerprint(self) -> dict[str, int]:
+    def _fingerprint(self) -> dict[str, Any]:
         order = self._order
-        return {"rows": order.length, "global_batch_size": order.global_batch_size, "seed": order.seed}
+        if self._content is None:
+            self._content = _content_digest(self.dataset, order.length)  # type: ignore[arg-type]
+        return {
+            "rows": order.length,
+            "global_batch_size": order.global_batch_size,
+            "seed": order.seed,
+            "content": self._content,
+        }
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Position (``epoch``, ``batches`` taken from it) and what it depends on; the same on every rank."""
         epoch, taken = self._position()
         return {"epoch": epoch, "batches": taken, **self._fingerprint()}
@@ -184,14 +194,33 @@ class ResumableDataLoader(DataLoader[CodeTask]):
         """Continue after the batch at which ``state_dict`` was taken.
 
         Raises:
-            ValueError: if the data, the global batch size or the seed differ, for then the position means nothing.
+            ValueError: if the data (their number, or the first, middle and last rows), the global batch size or the
+                seed differ, for then the position means nothing.
         """
         for key, here in self._fingerprint().items():
-            if state_dict[key] != here:
+            if key == "content" and key not in state_dict:
+                rank_zero_warn(
+                    "this older checkpoint does not say which training data it was written with: the position is taken "
+                    "to be in this run's"
+                )
+            elif state_dict[key] != here:
                 raise ValueError(
                     f"cannot resume the training data: the checkpoint was written with {key}={state_dict[key]}, this "
-                    f"run has {key}={here}; restore the setting (rows: the same data files and limit_train; global "
-                    "batch size: the data's batch_size) or start a new run without ckpt_path"
+                    f"run has {key}={here}; restore the setting (rows, content: the same data files and "
+                    "limit_train; global batch size: the data's batch_size) or start a new run without ckpt_path"
                 )
         self._epoch, self._taken = int(state_dict["epoch"]), int(state_dict["batches"])
         self._placed = True
+
+
+def _content_digest(tasks: Sequence[CodeTask], length: int, few: int = 3) -> str:
+    """Digest of the ``few`` first, middle and last of the first ``length`` tasks: enough to tell data sets apart."""
+    middle = max(0, length // 2 - few // 2)
+    rows = {row for start in (0, middle, max(0, length - few)) for row in range(start, min(start + few, length))}
+    digest = hashlib.blake2b(digest_size=8)
+    for row in sorted(rows):
+        task = tasks[row]
+        for part in (task.task_id, task.prompt, task.reference):
+            encoded = part.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -118,9 +119,11 @@ def check_ckpt_path(path: str) -> str | None:
     """Why ``path`` cannot be resumed from; None if it can, or if only Lightning can tell (keywords, remote paths)."""
     if path in CKPT_KEYWORDS or path.startswith("registry") or not _is_local_file_protocol(path):
         return None
-    if os.path.isfile(path) or os.path.isdir(path):
+    if os.path.isdir(path) or (os.path.isfile(path) and zipfile.is_zipfile(path)):
         return None
     folder = Path(path).parent
-    found = sorted(str(p) for p in folder.glob("*.ckpt")) if folder.is_dir() else []
+    found = sorted(str(p) for p in folder.glob("*.ckpt") if p != Path(path)) if folder.is_dir() else []
     hint = f"; that folder has: {', '.join(found)}" if found else ""
+    if os.path.isfile(path):
+        return f"not a checkpoint, or not whole: {path} (resume from another one, or start anew without it){hint}"
     return f"checkpoint not found: {path}{hint}"

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import lightning as L
 import torch
@@ -25,12 +25,22 @@ from lightning_dterm.callbacks.progress import PhaseProgressBar
 from lightning_dterm.callbacks.stop import GracefulStop
 from lightning_dterm.checkpointing import AtomicCheckpointIO, check_ckpt_path
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 DEBUG_VARIABLE = "LIGHTNING_DTERM_DEBUG"
 USAGE_ERROR = 2
 
 _FSDP1 = (
     "strategy fsdp (FSDP1) cannot train this: under manual optimization training_step runs inside the forward of its "
     "root module, so the actor cannot be called there; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
+)
+
+_PARTIAL_STRATEGY = (
+    "trainer.strategy cannot be changed in part: give it whole, with its full class_path and all init_args, either in "
+    'a copy of the overlay (configs/strategy/fsdp2.yaml) or as --trainer.strategy \'{"class_path": '
+    '"lightning.pytorch.strategies.ModelParallelStrategy", "init_args": {"data_parallel_size": 4, '
+    '"tensor_parallel_size": 1, "save_distributed_checkpoint": false}}\''
 )
 
 
@@ -57,6 +67,8 @@ class DTermTrainer(L.Trainer):
         strategy = kwargs.get("strategy", "auto")
         if isinstance(strategy, FSDPStrategy) or (isinstance(strategy, str) and strategy.startswith("fsdp")):
             raise MisconfigurationException(_FSDP1)
+        if not isinstance(strategy, (str, Strategy)):  # the parser lets a single argument of a class through
+            raise MisconfigurationException(_PARTIAL_STRATEGY)
         if cpu_threads is not None and cpu_threads < 1:
             raise ValueError(f"trainer.cpu_threads must be at least 1, got {cpu_threads}")
         fast = bool(kwargs.get("barebones"))
@@ -282,29 +294,41 @@ def _quiet() -> None:
 
 
 def print_summary(path: str | Path) -> None:
-    """Print ``summary.json`` of a before/after run as a table, and where the run's logs and samples are."""
+    """Print ``summary.json`` of a before/after run as tables, and where the run's logs and samples are."""
     from rich.console import Console
-    from rich.table import Table
 
     file = Path(path)
     if not file.is_file():
         fail(f"no summary at {path}: the run has not finished (resume it with --ckpt_path, or start it anew)")
-    summary = json.loads(file.read_text())
-    table = Table(title=str(file))
+    try:
+        summary = json.loads(file.read_text())
+    except ValueError as error:
+        fail(f"{path} is not whole ({error}): remove it, and resume the run with --ckpt_path or start it anew")
+    for mode, part in (("greedy", summary), ("sampled", summary.get("sampled"))):
+        if part is not None:
+            Console().print(_summary_table(f"{file}: {mode}", part))
+    kl = "-" if summary["kl"] is None else f"{summary['kl']:.4g}"
+    print(f"KL to the reference: {kl}; training took {summary['train_seconds']:.0f} s")
+    print(f"TensorBoard: tensorboard --logdir {file.parent}")
+    print(f"samples: {file.parent / 'samples'}")
+
+
+def _summary_table(title: str, part: dict[str, Any]) -> Table:
+    """One decoding mode's figures before and after training; ``-`` where one does not apply."""
+    from rich.table import Table
+
+    table = Table(title=title)
     for name in ("task type", "metric", "before", "after", "change"):
         table.add_column(name, justify="left" if name in ("task type", "metric") else "right")
     shown = ("success", "exact_match", "bleu", "compile_rate", "length")
-    rows = [("all", "mean_success", summary["mean_success"])]
-    rows += [(kind, name, cells[name]) for kind, cells in summary["tasks"].items() for name in shown if name in cells]
+    rows = [("all", "mean_success", part["mean_success"])]
+    rows += [(kind, name, cells[name]) for kind, cells in part["tasks"].items() for name in shown if name in cells]
     for kind, name, cell in rows:
         before, after = cell["before"], cell["after"]
         known = before is not None and after is not None
         texts = ["-" if value is None else f"{value:.3f}" for value in (before, after)]
         table.add_row(kind, name, *texts, f"{after - before:+.3f}" if known else "-")
-    Console().print(table)
-    print(f"KL to the reference: {summary['kl']:.4g}; training took {summary['train_seconds']:.0f} s")
-    print(f"TensorBoard: tensorboard --logdir {file.parent}")
-    print(f"samples: {file.parent / 'samples'}")
+    return table
 
 
 def main(args: Sequence[str] | None = None) -> None:

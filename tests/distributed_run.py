@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,22 @@ class EarlyEnds(PPOModule):
         return list(range(0, len(self.tokenizer), 4))
 
 
+def length_if_judged(text: str) -> float:
+    """Share of 12 characters; fails on some texts, which the suite masks and counts."""
+    return math.nan if len(text) % 3 == 2 else min(1.0, len(text) / 12)
+
+
 def build(args: argparse.Namespace) -> CodeModule:
-    generation = GenerationConfig(max_prompt_length=16, max_new_tokens=12, samples_per_prompt=2)
+    # cuts every prompt, so that the counts are not 0
+    generation = GenerationConfig(max_prompt_length=1, max_new_tokens=12, samples_per_prompt=2)
     if args.supervised:
         return SupervisedModule(
-            ActorConfig(path=args.actor), generation, lr=1e-2, warmup_steps=0, micro_batch_size=args.micro
+            ActorConfig(path=args.actor),
+            generation,
+            lr=1e-2,
+            warmup_steps=0,
+            micro_batch_size=args.micro,
+            max_target_length=2,  # cuts every reference
         )
     return EarlyEnds(
         actor=ActorConfig(path=args.actor),
@@ -110,7 +122,7 @@ def main() -> None:
     args = options()
     torch.set_num_threads(1)
     module, record, root = build(args), Record(), Path(args.out).parent
-    components = [ScoreOf("share", share_of_a), ScoreOf("long", lambda text: min(1.0, len(text) / 12))]
+    components = [ScoreOf("share", share_of_a), ScoreOf("long", length_if_judged)]
     callbacks: list[L.Callback] = [record]
     if args.report:
         callbacks.append(BeforeAfterReport(str(root / "summary.json")))

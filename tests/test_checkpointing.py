@@ -134,7 +134,7 @@ def test_storage_options_are_refused(tmp_path: Path) -> None:
 
 def test_check_ckpt_path(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
-    path.write_bytes(b"")
+    torch.save({"step": 1}, path)
     assert check_ckpt_path(str(path)) is None
     assert check_ckpt_path(str(tmp_path)) is None  # a sharded checkpoint
     assert check_ckpt_path("last") is None
@@ -144,3 +144,16 @@ def test_check_ckpt_path(tmp_path: Path) -> None:
     assert str(tmp_path / "b.ckpt") in problem
     assert str(path) in problem  # what there is instead
     assert check_ckpt_path(str(tmp_path / "no" / "b.ckpt")) == f"checkpoint not found: {tmp_path / 'no' / 'b.ckpt'}"
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole.ckpt", tmp_path / "broken.ckpt"
+    torch.save({"w": torch.zeros(1000)}, whole)
+    cut = whole.read_bytes()[:-200]
+    for content in (b"", b"trainer:\n  max_steps: 3\n", cut):
+        broken.write_bytes(content)
+        problem = check_ckpt_path(str(broken))
+        assert problem is not None
+        assert str(broken) in problem
+        assert str(whole) in problem
+        assert "\n" not in problem

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 import lightning_dterm.configs
 from lightning_dterm.callbacks import GracefulStop, PhaseProgressBar
 from lightning_dterm.checkpointing import AtomicCheckpointIO
-from lightning_dterm.cli import DTermTrainer, condense, main, packaged_config, print_summary
+from lightning_dterm.cli import DTermTrainer, condense, main, packaged_config
 from tests.cli_stand_in import events
 
 ROOT = Path(__file__).parent.parent
@@ -313,6 +313,22 @@ def test_fsdp1_on_the_command_line(config: Path, capsys: pytest.CaptureFixture[s
     assert "fsdp2.yaml" in error_of(capsys, "fit", "--config", str(config), "--trainer.strategy", "fsdp")
 
 
+def test_a_strategy_changed_in_part_is_refused_with_the_remedy(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = ["fit", "-c", str(config), "-c", "configs/strategy/fsdp2.yaml"]
+    Path("part.yaml").write_text("trainer: {strategy: {init_args: {data_parallel_size: 4}}}\n")
+    for part in (["--trainer.strategy.init_args.data_parallel_size", "4"], ["-c", "part.yaml"]):
+        line = error_of(capsys, *overlay, *part)
+        assert "NestedArg" not in line
+    # what the message proposes is accepted
+    whole = line[line.index("{") : line.rindex("}") + 1]
+    with pytest.raises(SystemExit) as exit_info:
+        main([*overlay, "--trainer.strategy", whole, "--print_config"])
+    assert exit_info.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["strategy"]["init_args"]["data_parallel_size"] == 4
+
+
 # --- several processes ----------------------------------------------------------------------------------------------
 
 
@@ -363,25 +379,3 @@ def test_fsdp2_overlay_trains_on_two_cpu_processes(config: Path, tmp_path: Path)
     ends = [[e for e in events(tmp_path / "trace", rank) if e["event"] == "end"] for rank in (0, 1)]
     assert len(ends[0]) == len(ends[1]) == 1
     assert Path(last_checkpoint(tmp_path / "runs")).is_file()
-
-
-# --- the summary table ----------------------------------------------------------------------------------------------
-
-
-def test_summary_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = {
-        "mean_success": {"before": 0.25, "after": 0.5},
-        "tasks": {"repair": {"success": {"before": 0.25, "after": 0.5}, "bleu": {"before": None, "after": 0.75}}},
-        "kl": 1.5,
-        "train_seconds": 61.4,
-    }
-    path = tmp_path / "summary.json"
-    path.write_text(json.dumps(summary))
-    main(["summary", str(path)])
-    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
-    assert ["all", "mean_success", "0.250", "0.500", "+0.250"] in rows
-    assert ["repair", "success", "0.250", "0.500", "+0.250"] in rows
-    assert ["repair", "bleu", "-", "0.750", "-"] in rows
-    with pytest.raises(SystemExit):
-        print_summary(tmp_path / "none.json")
-    assert "none.json" in capsys.readouterr().err

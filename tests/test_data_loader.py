@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -82,6 +83,7 @@ def fit(root: Path, *, ckpt: Path | None = None, data: dict | None = None, save=
 # --- order -----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     length=st.integers(0, 60),
     batch_size=st.integers(1, 7),
@@ -188,6 +190,30 @@ def test_loader_refuses_a_position_in_other_data(key, value) -> None:
     loader = ResumableDataLoader([task(0)] * 22, ShardedBatchSampler(22, 4, shuffle=True, seed=5))
     with pytest.raises(ValueError, match=f"{key}={value}"):
         loader.load_state_dict({**loader.state_dict(), key: value})
+
+
+def small_loader(tasks: list[CodeTask]) -> ResumableDataLoader:
+    return ResumableDataLoader(tasks, ShardedBatchSampler(22, 4, shuffle=True, seed=5, drop_last=True))
+
+
+@pytest.mark.parametrize("row", [0, 2, 10, 11, 19, 21])
+@pytest.mark.parametrize("change", [{"task_id": "u"}, {"prompt": "q"}, {"reference": "\ud800"}])
+def test_loader_refuses_other_data_of_the_same_length(row, change) -> None:
+    tasks = [task(index) for index in range(22)]
+    state = small_loader(tasks).state_dict()
+    small_loader([*tasks, task(99)]).load_state_dict(state)  # a row beyond the limit is not this run's
+    other = [*tasks[:row], replace(tasks[row], **change), *tasks[row + 1 :]]
+    with pytest.raises(ValueError, match=r"content=.* the same data files"):
+        small_loader(other).load_state_dict(state)
+
+
+def test_a_checkpoint_that_names_no_data_is_told() -> None:
+    loader = small_loader([task(index) for index in range(22)])
+    state = {**loader.state_dict(), "batches": 2}
+    del state["content"]
+    with pytest.warns(UserWarning, match="does not say which training data"):
+        loader.load_state_dict(state)
+    assert loader.state_dict()["batches"] == 2
 
 
 # --- Lightning -------------------------------------------------------------------------------------------------------

@@ -77,6 +77,8 @@ def single(actor: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 def test_two_processes_equal_one(single: dict[str, Any], actor: Path, tmp_path: Path, strategy: str) -> None:
     ranks = launch(tmp_path / "run", actor, devices=2, strategy=strategy, steps=3)
     assert (ranks[0]["sharded"] > 0) == (strategy == "fsdp2")
+    for name in ("rollout/overlong_prompts", "reward_failures/long"):
+        assert any(metrics[name] > 0 for metrics in single["metrics"]), name
     # response lengths differ between the ranks, so their decode loops and padding do too
     assert any(max(a) != max(b) for a, b in zip(ranks[0]["lengths"], ranks[1]["lengths"], strict=True))
     for rank in ranks:
@@ -152,6 +154,8 @@ def test_evaluation_on_two_processes(actor: Path, tmp_path: Path) -> None:
 def test_supervised_training_on_two_processes(actor: Path, tmp_path: Path) -> None:
     options = {"supervised": True, "steps": 4, "micro": 3}
     one = launch(tmp_path / "one", actor, export=tmp_path / "export-one", **options)[0]
+    assert [m["train/overlong_prompts"] for m in one["metrics"]] == [8, 16, 24, 32]
+    assert [m["train/cut_references"] for m in one["metrics"]] == [8, 16, 24, 32]
     assert one["metrics"][0]["train/loss"] > one["metrics"][3]["train/loss"] + 0.1
     saved = tmp_path / "saved"
     for strategy in ("ddp", "fsdp2"):

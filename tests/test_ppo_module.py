@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -352,31 +353,26 @@ def test_missing_eos(actor: Path, tmp_path: Path, rule: str) -> None:
         assert record.metrics[0]["rollout/left_out"] == 0
 
 
+def test_tensor_parallelism_is_refused(actor: Path) -> None:
+    module = ppo(actor)
+    sizes = {"data_parallel": 1, "tensor_parallel": 2}
+    module._device_mesh = {name: SimpleNamespace(size=lambda n=n: n) for name, n in sizes.items()}  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="tensor_parallel_size must be 1: "):
+        module.configure_model()
+    assert module.policy is None
+
+
+def test_a_cut_training_prompt_counts_once(actor: Path, tmp_path: Path) -> None:
+    """Not once a sample, and validation's prompts, which are as long, not at all."""
+    module = ppo(actor, generation=GenerationConfig(max_prompt_length=1, max_new_tokens=4, samples_per_prompt=3))
+    validation = {"limit_val_batches": 1, "val_check_interval": 1, "num_sanity_val_steps": 1}
+    _, record = fit(tmp_path, module, 2, **validation)
+    assert [m["rollout/overlong_prompts"] for m in record.metrics] == [8.0, 16.0]
+
+
 def test_a_run_without_rewards_is_refused(actor: Path, tmp_path: Path) -> None:
     trainer = L.Trainer(
         accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
     with pytest.raises(ValueError, match="RewardComputation"):
         trainer.fit(ppo(actor), datamodule=TextData(batch_size=8, size=20))
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: GenerationConfig(temperature=0), "temperature"),
-        (lambda: GenerationConfig(max_new_tokens=0), "max_new_tokens"),
-        (lambda: PPOConfig(epochs=0), "epochs"),
-        (lambda: PPOConfig(clip=0), "clip"),
-        (lambda: PPOConfig(gamma=1.1), "gamma"),
-        (lambda: PPOConfig(lam=-0.1), "lam"),
-        (lambda: PPOConfig(value_clip=0), "value_clip"),
-        (lambda: PPOConfig(dual_clip=1.0), "dual_clip"),
-        (lambda: OptimizerConfig(actor_lr=-1), "actor_lr"),
-        (lambda: OptimizerConfig(betas=[0.9]), "betas"),
-        (lambda: GenerationConfig(eval_temperature=-1), "eval_temperature"),
-        (lambda: KLConfig(placement="loss", estimator="k1"), "k2 or k3"),
-    ],
-)
-def test_bad_settings_are_named(build: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()

@@ -67,6 +67,7 @@ def test_ppo_solves_what_any_ppo_must(tmp_path: Path, function, steps: int) -> N
     assert sum(scores[-3:]) / 3 > 0.9
 
 
-def test_flipped_advantages_do_not_solve_it(tmp_path: Path) -> None:
-    scores = train(tmp_path, share_of_a, FlippedPPO, steps=40)
+@pytest.mark.parametrize(("function", "steps"), [(share_of_a, 40), (digits_after_lowercase, 60)])
+def test_flipped_advantages_do_not_solve_it(tmp_path: Path, function, steps: int) -> None:  # type: ignore[no-untyped-def]
+    scores = train(tmp_path, function, FlippedPPO, steps=steps)
     assert max(scores[-10:]) < 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_a_run_stopped_in_its_last_evaluation_reports_at_the_resume(tmp_path: Pa
     assert json.loads(summary.read_text())["tasks"] == expected["tasks"]
 
 
+def test_a_kill_while_the_summary_is_written_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    write_text = Path.write_text
+
+    def killed_half_way(path: Path, text: str, *args: Any, **kwargs: Any) -> int:
+        write_text(path, text[: len(text) // 2])
+        raise SystemExit("killed")
+
+    report = BeforeAfterReport(str(tmp_path / "summary.json"))
+    trainer = tiny_trainer(tmp_path, [ScoreOf("share", share_of_a)], 1, callbacks=[report])
+    module = module_for(tiny_actor(tmp_path / "actor"))
+    monkeypatch.setattr(Path, "write_text", killed_half_way)
+    with pytest.raises(SystemExit, match="killed"):
+        trainer.fit(module, datamodule=TextData(batch_size=8, size=64))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_unknown_metrics_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"unknown metric blue, speed; metrics knows success, .*bleu") as refusal:
+        BeforeAfterReport(metrics=["success", "blue", "speed"])
+    assert "truncated" in str(refusal.value)
+    assert BeforeAfterReport(metrics=["lint_per_100_lines"]).metrics == ["lint_per_100_lines"]
+
+
 class OtherPrompts(TextData):
     """The same ids, other questions."""
 
@@ -132,3 +157,6 @@ def test_means_are_over_task_types() -> None:
     assert summary["mean_success"] == {"before": pytest.approx(0.3), "after": pytest.approx(0.6)}
     assert summary["tasks"]["repair"]["success"]["before"] == 0.1
     assert summary["kl"] == 0.5
+    with pytest.warns(UserWarning, match="KL to the reference is nan"):
+        diverged = summarise({"greedy": before, "sampled": before}, {"greedy": after, "sampled": after}, math.nan, 1.0)
+    assert diverged["kl"] is None

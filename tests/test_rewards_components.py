@@ -24,24 +24,14 @@ from lightning_dterm.rewards.compile import parse_errors
 from lightning_dterm.rewards.similarity import tokenize
 from lightning_dterm.rewards.style import code_lines
 from lightning_dterm.sandbox import Job, Sandbox
-from lightning_dterm.types import CallTest, CodeTask, RewardResult, Sample, Span
-
-SQUARE = "def f(x):\n    return x * x\n"
-TESTS = (CallTest((2,), 4), CallTest((3,), 9), CallTest((4,), 16, visible=False), CallTest((5,), 25, visible=False))
+from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
+from tests.rewards_common import SQUARE, TESTS, make_task
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox(slots=1) as box:
         yield box
-
-
-def make_task(**changes: Any) -> CodeTask:
-    values: dict[str, Any] = {
-        "task_id": "t", "task_type": "synthesis", "language": "python", "prompt": "p", "description": "d",
-        "reference": SQUARE, "tests": TESTS, "entry_point": "f",
-    }  # fmt: skip
-    return CodeTask(**{**values, **changes})
 
 
 def make_sample(code: str, task: CodeTask | None = None, box: Sandbox | None = None) -> Sample:

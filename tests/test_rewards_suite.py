@@ -22,23 +22,13 @@ from lightning_dterm.rewards import (
 from lightning_dterm.rewards.suite import outcome_of
 from lightning_dterm.sandbox import Job, Result, Sandbox, TestOutcome
 from lightning_dterm.types import CallTest, CodeTask, RewardResult, Sample, Span
-
-SQUARE = "def f(x):\n    return x * x\n"
-TESTS = (CallTest((2,), 4), CallTest((3,), 9), CallTest((4,), 16, visible=False), CallTest((5,), 25, visible=False))
+from tests.rewards_common import SQUARE, TESTS, make_task
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox(slots=2) as box:
         yield box
-
-
-def make_task(**changes: Any) -> CodeTask:
-    values: dict[str, Any] = {
-        "task_id": "t", "task_type": "synthesis", "language": "python", "prompt": "p", "description": "d",
-        "reference": SQUARE, "tests": TESTS, "entry_point": "f",
-    }  # fmt: skip
-    return CodeTask(**{**values, **changes})
 
 
 def make_sample(code: str, **changes: Any) -> Sample:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
@@ -12,10 +16,12 @@ from hypothesis import strategies as st
 from lightning.pytorch.plugins.precision import MixedPrecision
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_dterm.callbacks.stop import GracefulStop
 from lightning_dterm.init_actor import init_actor, train_tokenizer
 from lightning_dterm.modules.config import GenerationConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.supervised import SupervisedModule
+from lightning_dterm.types import CodeTask
 from tests.tiny import TextData, text_task, tiny_actor
 
 
@@ -29,6 +35,21 @@ def supervised(actor: Path, **kwargs: object) -> SupervisedModule:
     module = SupervisedModule(ActorConfig(path=str(actor)), GenerationConfig(64, 16), **kwargs)  # type: ignore[arg-type]
     module.configure_model()
     return module
+
+
+def quiet_trainer(root: Path, steps: int, **kwargs: Any) -> L.Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_steps": steps,
+        "default_root_dir": root,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "limit_val_batches": 0,
+    }
+    return L.Trainer(**{**settings, **kwargs})
 
 
 def mean_loss(module: SupervisedModule, tasks) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -114,6 +135,102 @@ def test_over_long_rows_are_cut_and_counted(actor: Path) -> None:
     assert int(mask.sum()) == 64 + 1
     assert int((weights > 0).sum()) == 1
     assert ids.shape == mask.shape == weights.shape
+
+
+def test_tensor_parallelism_is_refused(actor: Path) -> None:
+    module = SupervisedModule(ActorConfig(path=str(actor)))
+    sizes = {"data_parallel": 1, "tensor_parallel": 2}
+    module._device_mesh = {name: SimpleNamespace(size=lambda n=n: n) for name, n in sizes.items()}  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="tensor_parallel_size must be 1: "):
+        module.configure_model()
+    assert module.model is None
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"micro_batch_size": 0},
+        {"micro_batch_size": -2},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"weight_decay": -0.1},
+        {"warmup_steps": -1},
+        {"max_target_length": 0},
+        {"prompt_loss_weight": -0.5},
+        {"prompt_loss_weight": float("nan")},
+        {"max_grad_norm": 0.0},
+    ],
+)
+def test_bad_settings_are_named(actor: Path, setting: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        SupervisedModule(ActorConfig(path=str(actor)), **setting)  # type: ignore[arg-type]
+
+
+def test_a_batch_without_loss_is_refused(actor: Path, tmp_path: Path) -> None:
+    """An empty prompt and an empty reference leave the end token alone, which nothing predicts."""
+
+    class Empty(TextData):
+        def train_tasks(self):  # type: ignore[no-untyped-def]
+            return [CodeTask(f"t/{i}", "synthesis", "text", "", "", "") for i in range(8)]
+
+    module = supervised(actor, schedule="constant")
+    with pytest.raises(ValueError, match=r"step 0: ..*no token.*t/"):
+        quiet_trainer(tmp_path, 1).fit(module, datamodule=Empty(batch_size=4))
+
+
+class Counters(L.Callback):
+    def __init__(self) -> None:
+        self.logged: list[tuple[float, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        names = "train/overlong_prompts", "train/cut_references"
+        self.logged.append(tuple(float(trainer.callback_metrics[name]) for name in names))  # type: ignore[arg-type]
+
+
+def test_counts_go_on_after_a_resume(actor: Path, tmp_path: Path) -> None:
+    def run(steps: int, resume: Path | None = None) -> tuple[L.Trainer, list[tuple[float, float]]]:
+        counters = Counters()
+        module = SupervisedModule(
+            ActorConfig(path=str(actor)), GenerationConfig(1, 8), schedule="constant", max_target_length=1
+        )
+        trainer = quiet_trainer(tmp_path, steps, callbacks=[counters])
+        trainer.fit(module, datamodule=TextData(batch_size=4, size=16), ckpt_path=resume)
+        return trainer, counters.logged
+
+    _, whole = run(4)
+    assert whole == [(4.0, 4.0), (8.0, 8.0), (12.0, 12.0), (16.0, 16.0)]
+    run(2)[0].save_checkpoint(tmp_path / "half.ckpt")
+    assert run(4, tmp_path / "half.ckpt")[1] == whole[2:]
+
+
+def test_export_when_resumed_after_the_last_step(actor: Path, tmp_path: Path) -> None:
+    """Killed between the last checkpoint and the export."""
+    first = quiet_trainer(tmp_path, 1)
+    first.fit(supervised(actor), datamodule=TextData(batch_size=4, size=8))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    module = supervised(actor, export_dir=str(tmp_path / "out"))
+    quiet_trainer(tmp_path, 1).fit(module, datamodule=TextData(batch_size=4, size=8), ckpt_path=tmp_path / "last.ckpt")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_stopped_run_without_max_steps_exports_nothing(actor: Path, tmp_path: Path) -> None:
+    class Interrupt(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    module = supervised(actor, schedule="constant", export_dir=str(tmp_path / "out"))
+    trainer = quiet_trainer(tmp_path, -1, max_epochs=3, callbacks=[Interrupt(), GracefulStop()])
+    trainer.fit(module, datamodule=TextData(batch_size=4, size=8))
+    assert trainer.global_step == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_without_predictions_is_refused(actor: Path, tmp_path: Path) -> None:
+    data = TextData(batch_size=4)
+    with pytest.raises(ValueError, match="return_predictions false"):
+        quiet_trainer(tmp_path, 1).predict(supervised(actor), datamodule=data, return_predictions=False)
+    assert not (tmp_path / "completions.jsonl").exists()
 
 
 def test_unknown_schedule_is_refused(actor: Path) -> None:

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_dterm.modules.config import check_at_least, check_positive
 from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm
 from lightning_dterm.modules.sharding import as_forward, unsharded
 from lightning_dterm.rl.generation import Responses, generate
@@ -37,6 +38,10 @@ class LoraSettings:
     rank: int = 16
     alpha: int = 32
     target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        check_at_least(1, {"lora.rank": self.rank})
+        check_positive({"lora.alpha": self.alpha})
 
 
 @dataclass

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
 from lightning_dterm.metrics import FIGURES, SampleTable
 from lightning_dterm.modules.config import GenerationConfig
-from lightning_dterm.modules.distributed import all_gather, global_order, rank
+from lightning_dterm.modules.distributed import all_gather, all_sum, global_order, rank
 from lightning_dterm.modules.loading import read_tokenizer, save_tokenizer, with_pad_token
 from lightning_dterm.rl.generation import Responses, generate, sample_uniforms
 from lightning_dterm.types import CodeTask
@@ -48,7 +48,7 @@ class CodeModule(L.LightningModule):
         self.generation = generation
         self.seed = seed
         self.results = results
-        self.overlong_prompts = 0
+        self.overlong_prompts = 0  # of all ranks in training, the same on each
         self.table = SampleTable()
         self._evaluator: Evaluator | None = None
 
@@ -59,14 +59,24 @@ class CodeModule(L.LightningModule):
 
     # --- prompts and completions -------------------------------------------------------------------------------------
 
-    def encode_prompts(self, tasks: Sequence[CodeTask]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask ``[B, P]`` of the tasks' prompts, left-padded; over-long ones lose their beginning."""
+    def encode_prompts(self, tasks: Sequence[CodeTask], count: bool = False) -> tuple[Tensor, Tensor]:
+        """Token ids and mask ``[B, P]`` of the tasks' prompts, left-padded; over-long ones lose their beginning.
+
+        Args:
+            tasks: B tasks.
+            count: These are training prompts: add the cut ones of all ranks to ``overlong_prompts``, a collective.
+
+        Raises:
+            ValueError: If a prompt has no token; the message names the task.
+        """
         limit = self.generation.max_prompt_length
         encoded = self.tokenizer([task.prompt for task in tasks], add_special_tokens=True)["input_ids"]
         for task, row in zip(tasks, encoded, strict=True):
             if not row:
                 raise ValueError(f"task {task.task_id}: the prompt is empty; give it at least one token")
-        self.overlong_prompts += sum(len(ids) > limit for ids in encoded)
+        if count:
+            cut = sum(len(ids) > limit for ids in encoded)
+            self.overlong_prompts += int(all_sum(torch.tensor(cut, device=self.device)))
         rows = [ids[-limit:] for ids in encoded]
         width = max((len(ids) for ids in rows), default=1) or 1
         ids = torch.full((len(rows), width), self._pad_id, dtype=torch.long)
@@ -204,6 +214,15 @@ class CodeModule(L.LightningModule):
         """Completions of a batch as rows ``task_id``, ``completion``, the format EvalPlus reads."""
         answers = self.complete(batch, self.generation.eval_temperature, self.generation.eval_top_p, "predict")
         return [{"task_id": task.task_id, "completion": text} for task, text in zip(batch, answers.texts, strict=True)]
+
+    def on_predict_start(self) -> None:
+        """Refuse to answer what would not be written.
+
+        Raises:
+            ValueError: Under ``return_predictions=False``.
+        """
+        if not self.trainer.predict_loop.return_predictions:
+            raise ValueError("return_predictions false leaves nothing to write to completions.jsonl: leave it out")
 
     def on_predict_epoch_end(self) -> None:
         """Write all completions to ``completions.jsonl`` in the log folder, in the order of the data."""

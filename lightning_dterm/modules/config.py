@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_dterm.rl.kl import KLEstimator
+
+
+def check_at_least(low: float, settings: Mapping[str, float]) -> None:
+    """Raise ValueError naming the first of ``settings`` that is below ``low`` or not finite."""
+    for name, value in settings.items():
+        if not low <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least {low:g}, got {value}")
+
+
+def check_positive(settings: Mapping[str, float]) -> None:
+    """Raise ValueError naming the first of ``settings`` that is not above 0 and finite."""
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
 
 @dataclass
@@ -13,7 +29,7 @@ class GenerationConfig:
     """How responses are sampled.
 
     Attributes:
-        max_prompt_length: Tokens; longer prompts lose their beginning, and are counted.
+        max_prompt_length: Tokens; longer prompts lose their beginning; in training they are counted.
         max_new_tokens: Tokens; longer responses are cut, and count as truncated.
         temperature: Of training rollouts, > 0; log-probabilities are taken under it.
         samples_per_prompt: K.
@@ -104,6 +120,8 @@ class PPOConfig:
             raise ValueError(f"ppo.dual_clip must be above 1 or null, got {self.dual_clip}")
         if self.clip <= 0 or self.max_grad_norm <= 0:
             raise ValueError(f"ppo.clip and ppo.max_grad_norm must be positive, got {self.clip}, {self.max_grad_norm}")
+        names = ("value_coef", "entropy_coef", "missing_eos_penalty", "critic_warmup")
+        check_at_least(0, {f"ppo.{name}": getattr(self, name) for name in names})
 
 
 @dataclass
@@ -127,6 +145,7 @@ class KLConfig:
     def __post_init__(self) -> None:
         if self.placement == "loss" and self.estimator == "k1":
             raise ValueError("kl.estimator k1 has no useful gradient in the loss: choose k2 or k3, or placement reward")
+        check_at_least(1, {"kl.horizon": self.horizon})
 
 
 @dataclass
@@ -152,8 +171,8 @@ class OptimizerConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
-        for name in ("actor_lr", "critic_lr", "weighting_lr", "weight_decay", "warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optimizer.{name} must not be negative, got {getattr(self, name)}")
+        names = ("actor_lr", "critic_lr", "weighting_lr", "weight_decay", "warmup")
+        check_at_least(0, {f"optimizer.{name}": getattr(self, name) for name in names})
+        check_positive({"optimizer.eps": self.eps})
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")

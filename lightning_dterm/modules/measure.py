@@ -15,7 +15,7 @@ def measure(rollout: Rollout, mask: Tensor, overlong_prompts: int, means: Means)
     Args:
         rollout: With scores, weights and token rewards.
         mask: ``[B, T]`` tokens that take part in the update.
-        overlong_prompts: Prompts cut so far in this run.
+        overlong_prompts: Training prompts cut so far in this run, over all ranks; each rank gives the same number.
         means: Where they go.
     """
     assert rollout.alpha is not None

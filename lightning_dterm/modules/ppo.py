@@ -25,7 +25,7 @@ from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.measure import measure
 from lightning_dterm.modules.scoring import score_responses
-from lightning_dterm.modules.sharding import shard, whole
+from lightning_dterm.modules.sharding import data_parallel_mesh, shard, whole
 from lightning_dterm.modules.update import PPOUpdate
 from lightning_dterm.rl.baseline import leave_one_out, spread_baseline
 from lightning_dterm.rl.gae import generalized_advantages
@@ -100,9 +100,14 @@ class PPOModule(CodeModule):
         return self.policy
 
     def configure_model(self) -> None:
-        """Build actor, critic and reference once, and shard them under FSDP2."""
+        """Build actor, critic and reference once, and shard them under FSDP2.
+
+        Raises:
+            ValueError: If the strategy asks for tensor parallelism.
+        """
         if self.policy is not None:
             return
+        mesh = data_parallel_mesh(self)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, "policy"))  # adapters start equal on every rank
             self.policy = ActorCritic(
@@ -111,9 +116,8 @@ class PPOModule(CodeModule):
         names = next((c.component_names for c in self.trainer.callbacks if hasattr(c, "component_names")), ())  # type: ignore[attr-defined]
         if names:
             self.configure_weighting(tuple(names))
-        mesh = getattr(self, "device_mesh", None)
         if mesh is not None:
-            shard(self.policy, mesh["data_parallel"])
+            shard(self.policy, mesh)
 
     def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
         """Sample from the actor, gathered on this rank for as long as that takes."""
@@ -143,7 +147,12 @@ class PPOModule(CodeModule):
         return AdamW(groups, betas=tuple(settings.betas), eps=settings.eps, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
 
     def on_fit_start(self) -> None:
-        """Refuse what would learn nothing, or train wrongly without a word."""
+        """Refuse what would learn nothing, or train wrongly without a word.
+
+        Raises:
+            ValueError: Under loss scaling, without a reward callback, or if the schedule needs ``trainer.max_steps``
+                and that is not set.
+        """
         self.refuse_loss_scaling()
         if self.optimizer_config.schedule != "constant" and self.trainer.max_steps <= 0:
             raise ValueError(
@@ -192,7 +201,8 @@ class PPOModule(CodeModule):
         """Sample K responses a prompt and score them under actor, reference and critic."""
         per_prompt = self.generation.samples_per_prompt
         tasks = [task for task in batch for _ in range(per_prompt)]
-        prompt_ids, prompt_mask = self.encode_prompts(tasks)
+        prompts = self.encode_prompts(batch, count=True)
+        prompt_ids, prompt_mask = (part.repeat_interleave(per_prompt, 0) for part in prompts)
         keys = [(self.seed, "rollout", self.global_step, task.task_id, i % per_prompt) for i, task in enumerate(tasks)]
         responses = self.respond(prompt_ids, prompt_mask, keys, self.generation.temperature, 1.0)
         rollout = Rollout(

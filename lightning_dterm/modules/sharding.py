@@ -18,6 +18,25 @@ T = TypeVar("T")
 _GATHERING = "_call_with_weights_gathered"
 
 
+def data_parallel_mesh(module: nn.Module) -> DeviceMesh | None:
+    """The processes over which a LightningModule is to be sharded; None where the strategy shards nothing.
+
+    Raises:
+        ValueError: If the strategy asks for tensor parallelism: no layer here is split, and every process of such a
+            group would train on other data as if it were a replica of its own.
+    """
+    mesh = getattr(module, "device_mesh", None)
+    if mesh is None:
+        return None
+    if mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            f"tensor_parallel_size must be 1: tensor parallelism is not supported (got "
+            f"{mesh['tensor_parallel'].size()}); give data_parallel_size the number of processes"
+        )
+    chosen: DeviceMesh = mesh["data_parallel"]
+    return chosen
+
+
 def shard(root: nn.Module, mesh: DeviceMesh) -> None:
     """Shard every decoder layer inside ``root``, then the rest of ``root`` as their root."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method

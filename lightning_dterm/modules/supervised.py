@@ -11,15 +11,18 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
+from lightning_dterm.callbacks.stop import stopped_by_signal
 from lightning_dterm.modules.base import CodeModule
-from lightning_dterm.modules.config import GenerationConfig
+from lightning_dterm.modules.config import GenerationConfig, check_at_least, check_positive
 from lightning_dterm.modules.distributed import all_sum, world_size
 from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
-from lightning_dterm.modules.sharding import as_forward, shard, unsharded, whole
+from lightning_dterm.modules.sharding import as_forward, data_parallel_mesh, shard, unsharded, whole
 from lightning_dterm.rl.generation import Responses, generate
 from lightning_dterm.rl.logprobs import token_logprobs
 from lightning_dterm.types import CodeTask
+
+_KEY = "lightning_dterm_supervised"
 
 
 class SupervisedModule(CodeModule):
@@ -39,6 +42,9 @@ class SupervisedModule(CodeModule):
         prompt_loss_weight: Weight of the prompt tokens' loss; 0 trains on completions alone.
         seed: For evaluation sampling.
         export_dir: Folder to which the model is written with ``save_pretrained`` at the end of ``fit``.
+
+    Raises:
+        ValueError: If a setting is out of its range; the message names it.
     """
 
     def __init__(
@@ -59,6 +65,12 @@ class SupervisedModule(CodeModule):
         super().__init__(actor.path, generation or GenerationConfig(), seed)
         if schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be constant or cosine, got {schedule!r}")
+        check_positive({"lr": lr, "max_grad_norm": max_grad_norm})
+        at_least_0 = {"weight_decay": weight_decay, "warmup_steps": warmup_steps}
+        check_at_least(0, {**at_least_0, "prompt_loss_weight": prompt_loss_weight})
+        check_at_least(1, {"max_target_length": max_target_length})
+        if micro_batch_size is not None:
+            check_at_least(1, {"micro_batch_size": micro_batch_size})
         self.actor_config = actor
         self.lr = lr
         self.weight_decay = weight_decay
@@ -80,13 +92,17 @@ class SupervisedModule(CodeModule):
         return self.model
 
     def configure_model(self) -> None:
-        """Load the model once, and shard it under FSDP2."""
+        """Load the model once, and shard it under FSDP2.
+
+        Raises:
+            ValueError: If the strategy asks for tensor parallelism.
+        """
         if self.model is not None:
             return
+        mesh = data_parallel_mesh(self)
         self.model = load_causal_lm(self.actor_config)
-        mesh = getattr(self, "device_mesh", None)
         if mesh is not None:
-            shard(self.model, mesh["data_parallel"])
+            shard(self.model, mesh)
 
     def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
         """Sample from the model, gathered on this rank for as long as that takes."""
@@ -104,23 +120,34 @@ class SupervisedModule(CodeModule):
         return AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
 
     def on_fit_start(self) -> None:
-        """Refuse what would train wrongly without a word."""
+        """Refuse what would train wrongly without a word.
+
+        Raises:
+            ValueError: Under loss scaling, or if the schedule needs ``trainer.max_steps`` and that is not set.
+        """
         self.refuse_loss_scaling()
         if self.schedule != "constant" and self.trainer.max_steps <= 0:
             raise ValueError(f"schedule {self.schedule} needs trainer.max_steps, which is not set")
 
     def encode(self, tasks: list[CodeTask]) -> tuple[Tensor, Tensor, Tensor]:
-        """``ids``, attention ``mask`` and loss ``weights`` of targets, each ``[B, L]``, right-padded."""
+        """``ids``, attention ``mask`` and loss ``weights`` of targets, each ``[B, L]``, right-padded.
+
+        What was cut is counted over all ranks, which is a collective.
+        """
+        cut = torch.zeros(2, dtype=torch.long, device=self.device)
         rows: list[tuple[list[int], list[float]]] = []
         for task in tasks:
             prompt = self.tokenizer(task.prompt, add_special_tokens=True)["input_ids"]
             target = self.tokenizer(task.reference, add_special_tokens=False)["input_ids"]
             target = [*target, int(self.tokenizer.eos_token_id)]
-            self.overlong_prompts += len(prompt) > self.generation.max_prompt_length
-            self.cut_references += len(target) > self.max_target_length
+            cut[0] += len(prompt) > self.generation.max_prompt_length
+            cut[1] += len(target) > self.max_target_length
             prompt = prompt[-self.generation.max_prompt_length :]
             target = target[: self.max_target_length]
             rows.append((prompt + target, [self.prompt_loss_weight] * len(prompt) + [1.0] * len(target)))
+        overlong_prompts, cut_references = all_sum(cut).tolist()
+        self.overlong_prompts += overlong_prompts
+        self.cut_references += cut_references
         width = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([r + [self._pad_id] * (width - len(r)) for r, _ in rows])
         weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in rows])
@@ -150,12 +177,22 @@ class SupervisedModule(CodeModule):
         return -(logprobs * weights[:, 1:][picked]).sum()
 
     def training_step(self, batch: list[CodeTask], batch_idx: int) -> None:
-        """One optimizer step."""
+        """One optimizer step.
+
+        Raises:
+            ValueError: If no token of the batch, over all ranks, carries a loss.
+            FloatingPointError: If the gradient is not finite.
+        """
         optimizer = self.optimizers()
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = self.lr * self._lr_factor(self.global_step)
         parts = self.micro_batches(batch)
         total = all_sum(sum(weights[:, 1:].sum() for _, _, weights in parts))  # type: ignore[arg-type]
+        if not total > 0:
+            raise ValueError(
+                f"step {self.global_step}: there is no token to learn in the whole batch (this process has tasks "
+                f"{', '.join(task.task_id for task in batch[:3])}): give the tasks a reference and a prompt"
+            )
         optimizer.zero_grad()  # type: ignore[union-attr]
         losses = []
         for part in parts:
@@ -183,13 +220,23 @@ class SupervisedModule(CodeModule):
         progress = (step - self.warmup_steps) / max(1, self.trainer.max_steps - self.warmup_steps)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    def on_train_end(self) -> None:
-        """Export, where a folder was named."""
-        finished = 0 < self.trainer.max_steps <= self.global_step or self.trainer.max_steps <= 0
-        if self.export_dir is not None and finished:
+    def on_fit_end(self) -> None:
+        """Export where a folder was named, also when a resumed run had no step left; not where a signal stopped it."""
+        unfinished = stopped_by_signal(self.trainer) or 0 < self.trainer.max_steps > self.global_step
+        if self.export_dir is not None and not unfinished:
             self.export(Path(self.export_dir))
             if self.trainer.is_global_zero:
                 print(f"model written to {self.export_dir}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the counts, which are of all ranks."""
+        checkpoint[_KEY] = {"overlong_prompts": self.overlong_prompts, "cut_references": self.cut_references}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting; from 0 where the checkpoint is of an older version, which kept no counts."""
+        counts = checkpoint.get(_KEY, {})
+        self.overlong_prompts = int(counts.get("overlong_prompts", 0))
+        self.cut_references = int(counts.get("cut_references", 0))
 
     def _export_model(self, folder: Path, merge: bool) -> None:
         export_model(self.language_model, folder, merge, self.actor_config)
