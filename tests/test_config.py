@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.actor_critic import LoraSettings
+from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 
 
 @pytest.mark.parametrize(
