@@ -73,8 +73,7 @@ def length_if_judged(text: str) -> float:
 
 
 def build(args: argparse.Namespace) -> CodeModule:
-    # cuts every prompt, so that the counts are not 0
-    generation = GenerationConfig(max_prompt_length=1, max_new_tokens=12, samples_per_prompt=2)
+    generation = GenerationConfig(max_new_tokens=12, samples_per_prompt=2)
     if args.supervised:
         return SupervisedModule(
             ActorConfig(path=args.actor),
@@ -82,8 +81,8 @@ def build(args: argparse.Namespace) -> CodeModule:
             lr=1e-2,
             warmup_steps=0,
             micro_batch_size=args.micro,
-            max_target_length=2,  # cuts every reference
         )
+    generation.max_prompt_length = 1  # cuts every prompt, so that the count is not 0
     return EarlyEnds(
         actor=ActorConfig(path=args.actor),
         critic=CriticConfig(kind=args.critic),

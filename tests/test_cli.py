@@ -187,7 +187,7 @@ def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_export_needs_a_module_that_exports(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("x.ckpt").write_bytes(b"")
+    torch.save({}, "x.ckpt")
     model = "lightning.pytorch.demos.boring_classes.BoringModel"
     line = error_of(capsys, "export", "--model", model, "--ckpt_path", "x.ckpt", "--output", "o")
     assert "BoringModel" in line

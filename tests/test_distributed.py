@@ -154,8 +154,6 @@ def test_evaluation_on_two_processes(actor: Path, tmp_path: Path) -> None:
 def test_supervised_training_on_two_processes(actor: Path, tmp_path: Path) -> None:
     options = {"supervised": True, "steps": 4, "micro": 3}
     one = launch(tmp_path / "one", actor, export=tmp_path / "export-one", **options)[0]
-    assert [m["train/overlong_prompts"] for m in one["metrics"]] == [8, 16, 24, 32]
-    assert [m["train/cut_references"] for m in one["metrics"]] == [8, 16, 24, 32]
     assert one["metrics"][0]["train/loss"] > one["metrics"][3]["train/loss"] + 0.1
     saved = tmp_path / "saved"
     for strategy in ("ddp", "fsdp2"):
