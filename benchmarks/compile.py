@@ -208,7 +208,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "load": os.getloadavg()[0],
             "nice": os.nice(0),
-            "kernel": platform.release(),
+            "kernel": platform.release().split("-")[0],
         },
     }
     with Compilers(slots=1, limits=LIMITS) as compilers:

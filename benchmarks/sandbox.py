@@ -296,7 +296,8 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/sandbox.py --data FOLDER --peers PYTHON --problems {options.problems} "
         f"--rounds {options.rounds} --slots {options.slots}",
-        "python": platform.python_version(), "kernel": platform.release().split("-")[0], "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(), "kernel": platform.release().split("-")[0],
+        "cores": len(os.sched_getaffinity(0)),
         "load_before": [round(value, 2) for value in load], "programs_a_round": len(jobs),
         "problems": len({job["name"] for job in jobs}), "executors": figures,
         "left_out": [executor for executor in EXECUTORS if executor not in figures],
