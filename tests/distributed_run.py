@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
@@ -26,8 +29,12 @@ from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.sharding import is_sharded, whole
 from lightning_dterm.modules.supervised import SupervisedModule
-from lightning_dterm.types import Rollout
+from lightning_dterm.types import CodeTask, Rollout
 from tests.tiny import ScoreOf, TextData, share_of_a, tiny_trainer
+
+# Tokens of a prompt and of a reference in supervised runs. Not 1 and 1: attention over one token does not depend on
+# queries and keys; their gradient is then rounding noise (3e-10), of which Adam makes steps of full size.
+LIMIT = 8
 
 
 class Record(RolloutCallback):
@@ -59,6 +66,19 @@ def strategy_of(name: str, devices: int) -> Strategy | str:
     return DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
 
 
+def uneven_tasks(size: int = 32) -> list[CodeTask]:
+    """Prompts and references of many lengths, some of them over ``LIMIT`` tokens."""
+    rows = [(f"f({'x1' * (i % 5)})", f"return {'x+' * (i % 7)}{i % 3}") for i in range(size)]
+    return [CodeTask(f"u/{i}", "synthesis", "text", p, f"number {i % 5}", r) for i, (p, r) in enumerate(rows)]
+
+
+class UnevenData(TextData):
+    """One epoch is four batches of eight, so that four steps see every task once."""
+
+    def train_tasks(self) -> Sequence[CodeTask]:
+        return uneven_tasks()
+
+
 class EarlyEnds(PPOModule):
     """Every fourth token ends a response, so that lengths differ between samples and ranks."""
 
@@ -75,12 +95,14 @@ def length_if_judged(text: str) -> float:
 def build(args: argparse.Namespace) -> CodeModule:
     generation = GenerationConfig(max_new_tokens=12, samples_per_prompt=2)
     if args.supervised:
+        generation.max_prompt_length = LIMIT
         return SupervisedModule(
             ActorConfig(path=args.actor),
             generation,
             lr=1e-2,
             warmup_steps=0,
             micro_batch_size=args.micro,
+            max_target_length=LIMIT,
         )
     generation.max_prompt_length = 1  # cuts every prompt, so that the count is not 0
     return EarlyEnds(
@@ -117,8 +139,15 @@ def evaluate(trainer: L.Trainer, module: CodeModule) -> None:
     trainer.predict(module, datamodule=TextData(limit_test=5, eval_batch_size=2))
 
 
+def note_an_open_process_group(path: Path) -> None:
+    """Registered first, so run last: what is open then is torn down together with the interpreter."""
+    if dist.is_initialized():
+        path.touch()
+
+
 def main() -> None:
     args = options()
+    atexit.register(note_an_open_process_group, Path(f"{args.out}.open"))
     torch.set_num_threads(1)
     module, record, root = build(args), Record(), Path(args.out).parent
     components = [ScoreOf("share", share_of_a), ScoreOf("long", length_if_judged)]
@@ -140,7 +169,8 @@ def main() -> None:
         strategy=strategy_of(args.strategy, args.devices),
         **({"limit_val_batches": 1, "val_check_interval": 1, "num_sanity_val_steps": 0} if args.validate else {}),
     )
-    trainer.fit(module, datamodule=TextData(batch_size=8, size=64, limit_test=1), ckpt_path=args.resume)
+    data = (UnevenData if args.supervised else TextData)(batch_size=8, size=64, limit_test=1)
+    trainer.fit(module, datamodule=data, ckpt_path=args.resume)
     global_step = trainer.global_step
     weights = {n: whole(p).detach().cpu().clone() for n, p in module.named_parameters() if p.requires_grad}
     if args.export:

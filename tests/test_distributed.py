@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.distributed_run import LIMIT, uneven_tasks
 from tests.tiny import tiny_actor
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -51,6 +52,8 @@ def launch(out: Path, actor: Path, devices: int = 1, strategy: str = "ddp", **op
         output, _ = process.communicate()
         pytest.fail(f"hung:\n{output[-3000:]}")
     assert process.returncode == 0, output[-5000:]
+    # gloo's threads abort the process now and then when the interpreter goes before the process group does
+    assert not Path(f"{out}.open").exists()
     return [torch.load(f"{out}.rank{rank}") for rank in range(devices)]
 
 
@@ -155,6 +158,16 @@ def test_supervised_training_on_two_processes(actor: Path, tmp_path: Path) -> No
     options = {"supervised": True, "steps": 4, "micro": 3}
     one = launch(tmp_path / "one", actor, export=tmp_path / "export-one", **options)[0]
     assert one["metrics"][0]["train/loss"] > one["metrics"][3]["train/loss"] + 0.1
+    tokenizer = AutoTokenizer.from_pretrained(actor)
+    tasks = uneven_tasks()
+    overlong = sum(len(tokenizer(task.prompt)["input_ids"]) > LIMIT for task in tasks)
+    cut = sum(len(tokenizer(task.reference)["input_ids"]) + 1 > LIMIT for task in tasks)  # with the end token
+    assert 0 < overlong < len(tasks)
+    assert 0 < cut < len(tasks)
+    # four steps are one epoch; the counts on the way there are compared with those of two processes below
+    assert one["metrics"][3]["train/overlong_prompts"] == overlong
+    assert one["metrics"][3]["train/cut_references"] == cut
+    assert one["metrics"][0]["train/cut_references"] < cut
     saved = tmp_path / "saved"
     for strategy in ("ddp", "fsdp2"):
         folder = tmp_path / f"export-{strategy}"

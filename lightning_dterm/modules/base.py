@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
 from lightning_dterm.metrics import FIGURES, SampleTable
 from lightning_dterm.modules.config import GenerationConfig
-from lightning_dterm.modules.distributed import all_gather, all_sum, global_order, rank
+from lightning_dterm.modules.distributed import all_gather, all_sum, global_order, leave_process_group_at_exit, rank
 from lightning_dterm.modules.loading import read_tokenizer, save_tokenizer, with_pad_token
 from lightning_dterm.rl.generation import Responses, generate, sample_uniforms
 from lightning_dterm.types import CodeTask
@@ -51,6 +51,10 @@ class CodeModule(L.LightningModule):
         self.overlong_prompts = 0  # of all ranks in training, the same on each
         self.table = SampleTable()
         self._evaluator: Evaluator | None = None
+
+    def setup(self, stage: str) -> None:
+        """Arrange for a clean end of the process group, if there is one."""
+        leave_process_group_at_exit()
 
     @property
     def language_model(self) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -20,6 +21,22 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def leave_process_group_at_exit() -> None:
+    """End the process group before the interpreter goes.
+
+    Gloo's threads may still hold tensors with Python references then, and destroying those aborts the process
+    ("terminate called without an active exception") after a run that was in order. Lightning does this for NCCL only.
+    """
+    if world_size() > 1:
+        atexit.unregister(_destroy_process_group)  # once, however many stages are run
+        atexit.register(_destroy_process_group)
+
+
+def _destroy_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def all_sum(tensor: Tensor) -> Tensor:
