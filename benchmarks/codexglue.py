@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.quickstart import provenance
+from benchmarks.provenance import provenance, write
 from lightning_dterm.data import CodeXGLUETranslationDataModule
 from lightning_dterm.metrics import corpus_bleu
 from lightning_dterm.rewards.compile import parse_errors
@@ -84,8 +84,7 @@ def main() -> None:
     for mode, part in (("greedy", summary), ("sampled", summary["sampled"])):
         figures = part["tasks"]["translation"]
         result[mode] = {name: figures[name] for name in FIGURES}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(args.out, result)
     print(f"{args.out}: BLEU {result['greedy']['bleu']['before']:.2f} -> {result['greedy']['bleu']['after']:.2f}")
 
 

@@ -12,12 +12,14 @@ import argparse
 import json
 import math
 import os
-import platform
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.provenance import provenance, write
 
 # two-sided 95% quantile of Student's t by degrees of freedom
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -62,32 +64,6 @@ def gather(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def provenance(trained_at: str | None) -> dict[str, Any]:
-    """Command, commits and machine: what a reader needs to measure again.
-
-    Args:
-        trained_at: Commit the runs were trained at, where they were there before; None: the present one.
-    """
-    import torch
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    arguments = [
-        "DIR" if previous == "--data_dir" else word for previous, word in zip(["", *sys.argv], sys.argv, strict=False)
-    ]
-    return {
-        "command": shlex.join(["python", *arguments]),
-        "trained_at": trained_at or commit,
-        "gathered_at": commit,
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-    }
-
-
 def main() -> None:
     """Run the seeds and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,8 +85,7 @@ def main() -> None:
                 )
         summaries.append(json.loads(summary.read_text()))
     result = {**provenance(args.trained_at), "seeds": args.seeds, **gather(summaries)}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(args.out, result)
     print(json.dumps({mode: result[mode]["change"] for mode in ("greedy", "sampled")}, indent=2))
 
 

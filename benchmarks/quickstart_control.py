@@ -4,7 +4,8 @@
 
 From the packaged actor on, supervised training goes on with the corpus of its warm start (configs/microcode_sft.yaml)
 at the quickstart's peak learning rate, decaying; then greedy and sampled success on the quickstart's test tasks.
-Finished seeds are kept, so the command goes on where it stopped.
+``--flawed_share 0`` imitates correct references only: what they alone would teach. Finished seeds are kept, so the
+command goes on where it stopped (name another ``--runs`` for other settings).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.quickstart import interval, provenance
+from benchmarks.provenance import provenance, write
+from benchmarks.quickstart import interval
 
 TEST_SIZE = 300  # as in configs/quickstart.yaml
 MODES = {"greedy": 0.0, "sampled": 1.0}
@@ -57,7 +59,7 @@ def success(actor: str, folder: Path) -> dict[str, float]:
     return figures
 
 
-def train(seed: int, steps: int, lr: float, folder: Path) -> str:
+def train(seed: int, steps: int, lr: float, flawed_share: float, folder: Path) -> str:
     """Go on imitating; gives the trained actor's folder."""
     actor = folder / "actor"
     if not (actor / "config.json").is_file():
@@ -66,6 +68,7 @@ def train(seed: int, steps: int, lr: float, folder: Path) -> str:
         options += ["--model.init_args.actor.path", "package:quickstart", "--model.init_args.lr", str(lr)]
         options += ["--model.init_args.warmup_steps", "10", "--model.init_args.export_dir", str(actor)]
         options += ["--data.init_args.seed", str(seed + 1)]  # the warm start read the rows of seed 0
+        options += ["--data.init_args.flawed_share", str(flawed_share)]
         launch(options, folder / "log.txt")
     return str(actor)
 
@@ -76,21 +79,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--flawed_share", type=float, default=0.55, help="of the corpus; 0.55 is the warm start's")
     parser.add_argument("--runs", type=Path, default=Path("runs/quickstart_control"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quickstart_control.json"))
     args = parser.parse_args()
     before = success("package:quickstart", args.runs / "before")
     after = [
-        success(train(seed, args.steps, args.lr, args.runs / f"seed{seed}"), args.runs / f"seed{seed}" / "test")
-        for seed in args.seeds
+        success(train(seed, args.steps, args.lr, args.flawed_share, folder), folder / "test")
+        for seed, folder in ((seed, args.runs / f"seed{seed}") for seed in args.seeds)
     ]
-    result: dict[str, Any] = {**provenance(None), "seeds": args.seeds, "steps": args.steps, "lr": args.lr}
+    settings = {"steps": args.steps, "lr": args.lr, "flawed_share": args.flawed_share}
+    result: dict[str, Any] = {**provenance(None), "seeds": args.seeds, **settings}
     for mode in MODES:
         values = [figures[mode] for figures in after]
         change = interval([value - before[mode] for value in values])
         result[mode] = {"before": before[mode], "after": interval(values), "change": change}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(args.out, result)
     print(json.dumps({mode: result[mode] for mode in MODES}, indent=2))
 
 

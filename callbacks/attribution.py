@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor
 
-from lightning_dterm.attribution.distribute import CharSpan, Mode, attribute, code_token_mask
+from lightning_dterm.attribution.distribute import Attribution, CharSpan, Mode, code_token_mask
 from lightning_dterm.attribution.offsets import TokenOffsets
 from lightning_dterm.hooks import RolloutCallback
 
@@ -26,7 +26,7 @@ class TokenAttribution(RolloutCallback):
         mode: ``dense``: losses are charged where the evidence points, all else is spread over the code tokens;
             ``uniform``: everything over the code tokens; ``terminal``: everything at the last response token.
         length_normalize: Scale each sample by mean code tokens / own code tokens (clamped to [0.25, 4]), the mean
-            taken over all processes; see :func:`lightning_dterm.attribution.attribute_components`.
+            taken over all processes; see :class:`lightning_dterm.attribution.Attribution`.
     """
 
     def __init__(self, mode: Mode = "dense", length_normalize: bool = False) -> None:
@@ -51,7 +51,7 @@ class TokenAttribution(RolloutCallback):
         token_spans = self._token_spans(pl_module, rollout)
         code_spans = [sample.code_spans for sample in rollout.samples]
         code = code_token_mask(token_spans, code_spans, rollout.response_mask)
-        rollout.token_rewards = attribute(
+        rollout.token_rewards = Attribution(
             rollout.scores,
             rollout.alpha,
             evidence,
@@ -62,7 +62,7 @@ class TokenAttribution(RolloutCallback):
             self.mode,
             self.length_normalize,
             self._mean_code_tokens(trainer, code) if self.length_normalize else None,
-        )
+        ).total()
         rollout.reward_places = last_token_mask(rollout.response_mask) if self.mode == "terminal" else code
         tokens = int(rollout.response_mask.sum())
         with_evidence = sum(any(spans for spans in row.values()) for row in evidence)

@@ -106,7 +106,12 @@ class RewardComputation(RolloutCallback):
         rollout.metrics.update(reward_metrics(result, failures.tolist()))
 
     def make_samples(self, rollout: Rollout) -> list[Sample]:
-        """One sample per completion, with its code located."""
+        """One sample per completion, with its code located.
+
+        Raises:
+            RuntimeError: Before :meth:`setup`.
+            ValueError: If the rollout's tasks, texts and ``finished`` differ in number.
+        """
         if self._extractor is None:
             raise RuntimeError("RewardComputation.setup was not called: there is no extractor yet.")
         finished = rollout.finished.tolist()

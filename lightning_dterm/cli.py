@@ -99,6 +99,10 @@ class DTermTrainer(L.Trainer):
             ckpt_path: Checkpoint of a training run.
             merge: Fold LoRA weights into the base model; with false the adapter alone is written, for peft.
             datamodule: Not needed.
+
+        Raises:
+            MisconfigurationException: If the checkpoint is a sharded one (a folder) or the model cannot export.
+            ResumeError: If the checkpoint was not written by this module, or for another actor or other parts.
         """
         if Path(ckpt_path).is_dir():
             raise MisconfigurationException(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,6 +57,20 @@ def _texts(data: CodeDataModule, limit: int) -> Iterator[str]:
         yield tasks[index].reference
 
 
+def _random_model(tokenizer: PreTrainedTokenizerFast, seed: int, **sizes: Any) -> Qwen2ForCausalLM:
+    """A Qwen2 with weights drawn from ``seed``, its vocabulary and special tokens the tokenizer's."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sizes,
+    )
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(config)
+
+
 def init_actor(
     data: CodeDataModule,
     out: str,
@@ -85,21 +100,16 @@ def init_actor(
         seed: Of the weights.
     """
     tokenizer = train_tokenizer(_texts(data, tokenizer_tasks), vocab_size)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
+    model = _random_model(
+        tokenizer,
+        seed,
         hidden_size=hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         intermediate_size=intermediate_size,
         max_position_embeddings=max_positions,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(config)
     folder = Path(out)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

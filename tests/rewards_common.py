@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from lightning_dterm.sandbox import Sandbox
 from lightning_dterm.types import CallTest, CodeTask
 
 SQUARE = "def f(x):\n    return x * x\n"
@@ -17,3 +21,14 @@ def make_task(**changes: Any) -> CodeTask:
         "reference": SQUARE, "tests": TESTS, "entry_point": "f",
     }  # fmt: skip
     return CodeTask(**{**values, **changes})
+
+
+def sandbox_fixture(slots: int = 1) -> Any:
+    """A fixture that lends one sandbox to a whole test file; bind it to the name by which tests ask for it."""
+
+    @pytest.fixture(scope="module", name="sandbox")
+    def lend() -> Iterator[Sandbox]:
+        with Sandbox(slots=slots) as box:
+            yield box
+
+    return lend

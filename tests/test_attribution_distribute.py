@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dterm.attribution import attribute, attribute_components, code_token_mask
+from lightning_dterm.attribution import Attribution, code_token_mask
 from lightning_dterm.types import Span
 
 NAMES = ("compile", "tests", "style")
@@ -17,7 +17,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 0]])
 
 
 def one(score: float, spans: list[Span], code: list[tuple[int, int]], mode: str = "dense", **kw: object) -> list[float]:
-    rows = attribute_components(
+    rows = Attribution(
         torch.tensor([[score]]),
         torch.tensor([[0.5]]),
         [{"style": spans}],
@@ -27,7 +27,7 @@ def one(score: float, spans: list[Span], code: list[tuple[int, int]], mode: str 
         MASK,
         mode,
         **kw,
-    )
+    ).components()
     return [round(value, 6) for value in rows[0, 0].tolist()]
 
 
@@ -71,11 +71,13 @@ def test_length_normalisation_follows_its_formula() -> None:
     spans = [[(i, i + 1) for i in range(40)]] * 3
     code = [[(0, 2)], [(0, 4)], [(0, 36)]]  # mean 14: factors 7 (clamped to 4), 3.5, 14/36
     mask = torch.ones(3, 40)
-    rewards = attribute(scores, alpha, [{}] * 3, ["x"], spans, code, mask, length_normalize=True)
+    rewards = Attribution(scores, alpha, [{}] * 3, ["x"], spans, code, mask, length_normalize=True).total()
     assert rewards.sum(-1).tolist() == pytest.approx([4.0, 3.5, 14 / 36])
-    rewards = attribute(scores, alpha, [{}] * 3, ["x"], spans, code, mask, length_normalize=True, reference_length=4.0)
+    rewards = Attribution(
+        scores, alpha, [{}] * 3, ["x"], spans, code, mask, length_normalize=True, reference_length=4.0
+    ).total()
     assert rewards.sum(-1).tolist() == pytest.approx([2.0, 1.0, 0.25])
-    rewards = attribute(scores, alpha, [{}] * 3, ["x"], spans, [[], [], []], mask, length_normalize=True)
+    rewards = Attribution(scores, alpha, [{}] * 3, ["x"], spans, [[], [], []], mask, length_normalize=True).total()
     assert rewards.sum(-1).tolist() == [1, 1, 1]
 
 
@@ -87,7 +89,7 @@ def test_errors_name_the_culprit() -> None:
             "scores": scores, "alpha": scores, "evidence": [{}], "component_names": ["x"],
             "token_spans": [TOKENS], "code_spans": [[(0, 8)]], "response_mask": MASK,
         }  # fmt: skip
-        attribute(**{**arguments, **changed})  # type: ignore[arg-type]
+        Attribution(**{**arguments, **changed}).total()  # type: ignore[arg-type]
 
     call()
     with pytest.raises(ValueError, match="unknown attribution mode 'sparse'"):
@@ -140,10 +142,10 @@ def overlaps(token: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
 def test_the_invariant(case: dict[str, object], mode: str) -> None:
     scores, alpha, mask = case["scores"], case["alpha"], case["mask"]
     arguments = (scores, alpha, case["evidence"], NAMES, case["token_spans"], case["code_spans"], mask, mode)
-    parts = attribute_components(*arguments)
+    parts = Attribution(*arguments).components()
     expected = (alpha.double() * scores.double()).nan_to_num(0.0) * mask.any(-1, keepdim=True)
     assert torch.allclose(parts.double().sum(-1), expected, atol=1e-6, rtol=0)
-    total = attribute(*arguments)
+    total = Attribution(*arguments).total()
     assert torch.allclose(total, parts.sum(1), atol=1e-6)
     assert (total[~mask] == 0).all()
     found = code_token_mask(case["token_spans"], case["code_spans"], mask)
@@ -162,7 +164,9 @@ def test_the_invariant(case: dict[str, object], mode: str) -> None:
 @given(case=batches())
 def test_dense_against_a_character_by_character_oracle(case: dict[str, object]) -> None:
     scores, alpha, mask = case["scores"], case["alpha"], case["mask"]
-    parts = attribute_components(scores, alpha, case["evidence"], NAMES, case["token_spans"], case["code_spans"], mask)
+    parts = Attribution(
+        scores, alpha, case["evidence"], NAMES, case["token_spans"], case["code_spans"], mask
+    ).components()
     for row in range(len(mask)):
         code = {c for low, high in case["code_spans"][row] for c in range(low, high)}
         owner = {c: t for t, s in enumerate(case["token_spans"][row]) if mask[row, t] for c in range(*s) if c in code}

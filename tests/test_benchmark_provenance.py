@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import codexglue
-from benchmarks.quickstart import provenance
+from benchmarks.provenance import provenance
 
 
 def test_the_recorded_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,14 @@ from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.types import Rollout
 from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
 
+# Rollouts after which right and flipped sign are told apart. Measured from the 15th to the 24th: digits after letters,
+# 8 seeds of actor and module: the right sign scores 0.18 to 0.33 on average and never below 0.12, the flipped one at
+# most 0.01 and never above 0.03 (an untrained actor 0.02 to 0.04); the letter a, 3 seeds: 0.7 or more against 0.01.
+APART = 24
+
 
 class Curve(RolloutCallback):
-    """Mean score of every rollout."""
+    """Mean score of every rollout; ends the run once five in a row are above 0.9 on average: it is solved."""
 
     def __init__(self) -> None:
         self.scores: list[float] = []
@@ -26,6 +31,11 @@ class Curve(RolloutCallback):
     def on_update_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
         assert rollout.scores is not None
         self.scores.append(float(rollout.scores.mean()))
+        trainer.should_stop = solved(self.scores)
+
+
+def solved(scores: list[float]) -> bool:
+    return sum(scores[-5:]) / 5 > 0.9
 
 
 class FlippedPPO(PPOModule):
@@ -64,10 +74,13 @@ def digits_after_lowercase(text: str) -> float:
 def test_ppo_solves_what_any_ppo_must(tmp_path: Path, function, steps: int) -> None:  # type: ignore[no-untyped-def]
     scores = train(tmp_path, function, steps=steps)
     assert sum(scores[:2]) / 2 < 0.1
-    assert sum(scores[-3:]) / 3 > 0.9
+    assert sum(scores[APART - 10 : APART]) / 10 > 0.12  # where the flipped sign has got nowhere
+    assert solved(scores)
 
 
-@pytest.mark.parametrize(("function", "steps"), [(share_of_a, 40), (digits_after_lowercase, 60)])
-def test_flipped_advantages_do_not_solve_it(tmp_path: Path, function, steps: int) -> None:  # type: ignore[no-untyped-def]
-    scores = train(tmp_path, function, FlippedPPO, steps=steps)
-    assert max(scores[-10:]) < 0.1
+@pytest.mark.parametrize("function", [share_of_a, digits_after_lowercase])
+def test_flipped_advantages_do_not_solve_it(tmp_path: Path, function) -> None:  # type: ignore[no-untyped-def]
+    scores = train(tmp_path, function, FlippedPPO, steps=APART)
+    assert len(scores) == APART
+    assert max(scores[-10:]) < 0.06
+    assert sum(scores[-10:]) / 10 < 0.025

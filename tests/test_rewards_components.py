@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,13 +24,9 @@ from lightning_dterm.rewards.similarity import tokenize
 from lightning_dterm.rewards.style import code_lines
 from lightning_dterm.sandbox import Job, Sandbox
 from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
-from tests.rewards_common import SQUARE, TESTS, make_task
+from tests.rewards_common import SQUARE, TESTS, make_task, sandbox_fixture
 
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(slots=1) as box:
-        yield box
+sandbox = sandbox_fixture(slots=1)
 
 
 def make_sample(code: str, task: CodeTask | None = None, box: Sandbox | None = None) -> Sample:

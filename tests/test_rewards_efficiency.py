@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 # ruff: noqa: E501 - programs read better on one line
-from collections.abc import Iterator
-
 import pytest
 
 from lightning_dterm.rewards import EfficiencyReward
 from lightning_dterm.sandbox import Job, Result, Sandbox, TestOutcome
 from lightning_dterm.types import CallTest, CodeTask, RewardResult, Sample
+from tests.rewards_common import sandbox_fixture
 
 LINEAR = "def f(xs):\n    seen = set()\n    for x in xs:\n        if x in seen:\n            return True\n        seen.add(x)\n    return False\n"
 QUADRATIC = LINEAR.replace("set()", "[]").replace(".add", ".append")
@@ -21,10 +20,7 @@ def task(n: int) -> CodeTask:
     return CodeTask(f"n{n}", "synthesis", "python", "p", "d", LINEAR, tests=tests, entry_point="f")
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(slots=1) as box:
-        yield box
+sandbox = sandbox_fixture(slots=1)
 
 
 def score(box: Sandbox, code: str, about: CodeTask) -> RewardResult:

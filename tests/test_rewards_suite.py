@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -22,13 +22,9 @@ from lightning_dterm.rewards import (
 from lightning_dterm.rewards.suite import outcome_of
 from lightning_dterm.sandbox import Job, Result, Sandbox, TestOutcome
 from lightning_dterm.types import CallTest, CodeTask, RewardResult, Sample, Span
-from tests.rewards_common import SQUARE, TESTS, make_task
+from tests.rewards_common import SQUARE, TESTS, make_task, sandbox_fixture
 
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(slots=2) as box:
-        yield box
+sandbox = sandbox_fixture(slots=2)
 
 
 def make_sample(code: str, **changes: Any) -> Sample:

@@ -24,6 +24,7 @@ Definitions at the edges:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -36,46 +37,9 @@ Mode = Literal["dense", "uniform", "terminal"]
 _NORMALIZE_RANGE = (0.25, 4.0)
 
 
-def attribute(
-    scores: Tensor,
-    alpha: Tensor,
-    evidence: Sequence[Mapping[str, Sequence[Span]]],
-    component_names: Sequence[str],
-    token_spans: Sequence[Sequence[CharSpan]],
-    code_spans: Sequence[Sequence[CharSpan]],
-    response_mask: Tensor,
-    mode: Mode = "dense",
-    length_normalize: bool = False,
-    reference_length: float | None = None,
-) -> Tensor:
-    """Token rewards of all components together; see :func:`attribute_components` for arguments and errors.
-
-    Returns:
-        ``[B, T]`` float32. Without ``length_normalize`` each row sums to ``sum_i alpha_i score_i`` over its unmasked
-        components (to 1e-6); tokens outside the response mask, and in the modes ``dense`` and ``uniform`` tokens that
-        are not code, are exactly 0.
-    """
-    check_inputs(scores, alpha, evidence, component_names, token_spans, code_spans, response_mask, mode)
-    parts = _components(
-        scores, alpha, evidence, component_names, token_spans, code_spans, response_mask, mode,
-        length_normalize, reference_length,
-    )  # fmt: skip
-    return parts.sum(1).float().to(response_mask.device)
-
-
-def attribute_components(
-    scores: Tensor,
-    alpha: Tensor,
-    evidence: Sequence[Mapping[str, Sequence[Span]]],
-    component_names: Sequence[str],
-    token_spans: Sequence[Sequence[CharSpan]],
-    code_spans: Sequence[Sequence[CharSpan]],
-    response_mask: Tensor,
-    mode: Mode = "dense",
-    length_normalize: bool = False,
-    reference_length: float | None = None,
-) -> Tensor:
-    """Token rewards of each component (accumulated in float64).
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """One batch of component scores and where each may land; :meth:`total` and :meth:`components` place them.
 
     Args:
         scores: ``[B, n]`` component values in [0, 1], NaN where masked.
@@ -93,19 +57,93 @@ def attribute_components(
             *changes* the sums. Samples without code tokens keep factor 1.
         reference_length: The ``reference`` above; default the mean of ``N_b`` over samples that have code tokens.
 
-    Returns:
-        ``[B, n, T]`` float32, on the device of ``response_mask``.
-
     Raises:
         ValueError: Shapes, names or lengths disagree, an evidence weight is negative or not finite, or the mode is
             unknown.
     """
-    check_inputs(scores, alpha, evidence, component_names, token_spans, code_spans, response_mask, mode)
-    parts = _components(
-        scores, alpha, evidence, component_names, token_spans, code_spans, response_mask, mode,
-        length_normalize, reference_length,
-    )  # fmt: skip
-    return parts.float().to(response_mask.device)
+
+    scores: Tensor
+    alpha: Tensor
+    evidence: Sequence[Mapping[str, Sequence[Span]]]
+    component_names: Sequence[str]
+    token_spans: Sequence[Sequence[CharSpan]]
+    code_spans: Sequence[Sequence[CharSpan]]
+    response_mask: Tensor
+    mode: Mode = "dense"
+    length_normalize: bool = False
+    reference_length: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"unknown attribution mode {self.mode!r}: choose one of {', '.join(get_args(Mode))}")
+        self._check_shapes()
+        self._check_evidence()
+
+    def total(self) -> Tensor:
+        """Token rewards of all components together (summed in float64).
+
+        Returns:
+            ``[B, T]`` float32 on the device of ``response_mask``. Without ``length_normalize`` each row sums to
+            ``sum_i alpha_i score_i`` over its unmasked components (to 1e-6); tokens outside the response mask, and in
+            the modes ``dense`` and ``uniform`` tokens that are not code, are exactly 0.
+        """
+        return self._parts().sum(1).float().to(self.response_mask.device)
+
+    def components(self) -> Tensor:
+        """Token rewards of each component, ``[B, n, T]`` float32 on the device of ``response_mask``."""
+        return self._parts().float().to(self.response_mask.device)
+
+    def _check_shapes(self) -> None:
+        batch, length = self.response_mask.shape
+        wanted = (batch, len(self.component_names))
+        for name in ("scores", "alpha"):
+            shape = tuple(getattr(self, name).shape)
+            if shape != wanted:
+                raise ValueError(f"{name} has shape {shape}, expected {wanted} (samples, components)")
+        for name in ("evidence", "token_spans", "code_spans"):
+            rows = len(getattr(self, name))
+            if rows != batch:
+                raise ValueError(f"{name} has {rows} rows for {batch} samples")
+        longest = max((len(row) for row in self.token_spans), default=0)
+        if longest > length:
+            raise ValueError(f"token_spans has a row of {longest} tokens, the response mask only {length} columns")
+
+    def _check_evidence(self) -> None:
+        known = list(self.component_names)
+        for row in self.evidence:
+            unknown = set(row) - set(known)
+            if unknown:
+                raise ValueError(f"evidence of unknown component(s) {sorted(unknown)}: known are {known}")
+            for name, spans in row.items():
+                if any(not 0 <= span.weight < float("inf") for span in spans):
+                    raise ValueError(
+                        f"evidence of component {name!r} has a span whose weight is negative or not finite"
+                    )
+
+    def _parts(self) -> Tensor:
+        """``[B, n, T]`` float64 on the CPU."""
+        mask = self.response_mask.detach().cpu().bool()
+        scores = self.scores.detach().cpu().double()
+        weight = torch.where(scores.isnan(), 0.0, self.alpha.detach().cpu().double())
+        scores = scores.nan_to_num(0.0)
+        starts, ends = _token_bounds(self.token_spans, mask.shape[1])
+        code = mask & (_code_overlap(starts, ends, self.code_spans) > 0)
+        counts = code.sum(-1, keepdim=True)
+        last = _last_token(mask)
+        shares = code.double() / counts.clamp(min=1)
+        uniform = last if self.mode == "terminal" else torch.where(counts > 0, shares, last)
+        parts = (weight * scores)[:, :, None] * uniform[:, None, :]
+        if self.mode == "dense":
+            for row, spans_of in enumerate(self.evidence):
+                if counts[row] and spans_of:
+                    columns, blame = _blame(
+                        spans_of, self.component_names, self.code_spans[row], starts[row], ends[row], code[row]
+                    )
+                    loss = 1.0 - scores[row, columns, None]
+                    parts[row, columns] = weight[row, columns, None] * (uniform[row] - loss * blame)
+        if self.length_normalize:
+            parts *= _length_factor(counts.squeeze(-1), self.reference_length)[:, None, None]
+        return parts
 
 
 def code_token_mask(
@@ -115,73 +153,6 @@ def code_token_mask(
     starts, ends = _token_bounds(token_spans, response_mask.shape[1])
     overlap = _code_overlap(starts, ends, code_spans)
     return (overlap > 0).to(response_mask.device) & response_mask.bool()
-
-
-def check_inputs(
-    scores: Tensor,
-    alpha: Tensor,
-    evidence: Sequence[Mapping[str, Sequence[Span]]],
-    component_names: Sequence[str],
-    token_spans: Sequence[Sequence[CharSpan]],
-    code_spans: Sequence[Sequence[CharSpan]],
-    response_mask: Tensor,
-    mode: str,
-) -> None:
-    """Raise ``ValueError`` where the arguments of :func:`attribute_components` do not fit each other."""
-    if mode not in get_args(Mode):
-        raise ValueError(f"unknown attribution mode {mode!r}: choose one of {', '.join(get_args(Mode))}")
-    batch, length = response_mask.shape
-    wanted = (batch, len(component_names))
-    for name, tensor in (("scores", scores), ("alpha", alpha)):
-        if tuple(tensor.shape) != wanted:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {wanted} (samples, components)")
-    for name, rows in (("evidence", evidence), ("token_spans", token_spans), ("code_spans", code_spans)):
-        if len(rows) != batch:
-            raise ValueError(f"{name} has {len(rows)} rows for {batch} samples")
-    longest = max((len(row) for row in token_spans), default=0)
-    if longest > length:
-        raise ValueError(f"token_spans has a row of {longest} tokens, the response mask only {length} columns")
-    for row in evidence:
-        unknown = set(row) - set(component_names)
-        if unknown:
-            raise ValueError(f"evidence of unknown component(s) {sorted(unknown)}: known are {list(component_names)}")
-        for name, spans in row.items():
-            if any(not 0 <= span.weight < float("inf") for span in spans):
-                raise ValueError(f"evidence of component {name!r} has a span whose weight is negative or not finite")
-
-
-def _components(
-    scores: Tensor,
-    alpha: Tensor,
-    evidence: Sequence[Mapping[str, Sequence[Span]]],
-    component_names: Sequence[str],
-    token_spans: Sequence[Sequence[CharSpan]],
-    code_spans: Sequence[Sequence[CharSpan]],
-    response_mask: Tensor,
-    mode: Mode,
-    length_normalize: bool,
-    reference_length: float | None,
-) -> Tensor:
-    """``[B, n, T]`` float64 on the CPU."""
-    mask = response_mask.detach().cpu().bool()
-    scores = scores.detach().cpu().double()
-    weight = torch.where(scores.isnan(), 0.0, alpha.detach().cpu().double())
-    scores = scores.nan_to_num(0.0)
-    starts, ends = _token_bounds(token_spans, mask.shape[1])
-    code = mask & (_code_overlap(starts, ends, code_spans) > 0)
-    counts = code.sum(-1, keepdim=True)
-    last = _last_token(mask)
-    uniform = last if mode == "terminal" else torch.where(counts > 0, code.double() / counts.clamp(min=1), last)
-    parts = (weight * scores)[:, :, None] * uniform[:, None, :]
-    if mode == "dense":
-        for row, spans_of in enumerate(evidence):
-            if counts[row] and spans_of:
-                columns, blame = _blame(spans_of, component_names, code_spans[row], starts[row], ends[row], code[row])
-                loss = 1.0 - scores[row, columns, None]
-                parts[row, columns] = weight[row, columns, None] * (uniform[row] - loss * blame)
-    if length_normalize:
-        parts *= _length_factor(counts.squeeze(-1), reference_length)[:, None, None]
-    return parts
 
 
 def _length_factor(counts: Tensor, reference: float | None) -> Tensor:

@@ -56,7 +56,11 @@ class Weighting(nn.Module):
         self._embedding_dim = embedding_dim
 
     def build(self, component_names: tuple[str, ...], embedding_dim: int) -> None:
-        """Make what depends on the components (called once, by :meth:`configure`)."""
+        """Make what depends on the components (called once, by :meth:`configure`).
+
+        Raises:
+            ValueError: If the weighting's own settings do not fit the names or the width.
+        """
 
     def forward(self, embedding: Tensor | None, mask: Tensor, task_types: Sequence[str]) -> Tensor:
         """Weights of each sample.
@@ -68,6 +72,9 @@ class Weighting(nn.Module):
 
         Returns:
             ``[B, n]`` float32: 0 outside the mask, rows sum to 1; rows without an applicable component are 0.
+
+        Raises:
+            ValueError: If :attr:`needs_embedding` and ``embedding`` is None.
         """
         raise NotImplementedError
 
@@ -125,7 +132,11 @@ class FixedWeighting(Weighting):
         _check_weights(self.weights_by_name, "weights")
 
     def build(self, component_names: tuple[str, ...], embedding_dim: int) -> None:
-        """Order the weights as the components are."""
+        """Order the weights as the components are.
+
+        Raises:
+            ValueError: If the weights do not name exactly the components.
+        """
         self.register_buffer("weights", _ordered(self.weights_by_name, component_names, "weights"), persistent=False)
 
     def forward(self, embedding: Tensor | None, mask: Tensor, task_types: Sequence[str]) -> Tensor:
@@ -169,7 +180,11 @@ class HypernetworkWeighting(Weighting):
         self.hypernetwork: Hypernetwork | None = None
 
     def build(self, component_names: tuple[str, ...], embedding_dim: int) -> None:
-        """Make the hypernetwork, its first output being the prior."""
+        """Make the hypernetwork, its first output being the prior.
+
+        Raises:
+            ValueError: If the prior does not name exactly the components, or one of its weights is not above ``eps``.
+        """
         prior = self.prior if self.prior is not None else dict.fromkeys(component_names, 1.0)
         weights = _ordered(prior, component_names, "prior")
         weights = weights / weights.sum()
@@ -183,7 +198,12 @@ class HypernetworkWeighting(Weighting):
         self.objective.configure(component_names)
 
     def forward(self, embedding: Tensor | None, mask: Tensor, task_types: Sequence[str]) -> Tensor:
-        """``[B, n]``: the hypernetwork's weights for each embedding, in float32 whatever the autocast."""
+        """``[B, n]``: the hypernetwork's weights for each embedding, in float32 whatever the autocast.
+
+        Raises:
+            ValueError: Without embeddings.
+            RuntimeError: Before :meth:`configure`.
+        """
         network = self._network
         if embedding is None:
             raise ValueError("HypernetworkWeighting needs task embeddings: give the module a task encoder")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
 from lightning_dterm.metrics import FIGURES, SampleTable
-from lightning_dterm.modules.config import GenerationConfig
+from lightning_dterm.modules.config import GenerationConfig, resolve_seed
 from lightning_dterm.modules.distributed import all_gather, all_sum, global_order, leave_process_group_at_exit, rank
 from lightning_dterm.modules.loading import read_tokenizer, save_tokenizer, with_pad_token
 from lightning_dterm.rl.generation import Responses, generate, sample_uniforms
@@ -36,25 +36,29 @@ class CodeModule(L.LightningModule):
     Args:
         path: Folder, hub id or ``package:NAME`` the tokenizer is loaded from.
         generation: Sampling settings.
-        seed: All randomness of the module derives from it.
+        seed: All randomness of the module derives from it. None follows ``seed_everything`` (0 where that was not
+            called), and after a resume the seed of the checkpoint.
         results: File for the JSON table of ``test``; default ``<log_dir>/test.json``.
     """
 
-    def __init__(self, path: str, generation: GenerationConfig, seed: int, results: str | None = None) -> None:
+    def __init__(self, path: str, generation: GenerationConfig, seed: int | None, results: str | None = None) -> None:
         super().__init__()
         tokenizer = read_tokenizer(path)
         self._own_pad_token: str | None = tokenizer.pad_token
         self.tokenizer: PreTrainedTokenizerBase = with_pad_token(tokenizer)
         self.generation = generation
-        self.seed = seed
+        self.follows_seed = seed is None
+        self.seed = resolve_seed(seed)
         self.results = results
         self.overlong_prompts = 0  # of all ranks in training, the same on each
         self.table = SampleTable()
         self._evaluator: Evaluator | None = None
 
     def setup(self, stage: str) -> None:
-        """Arrange for a clean end of the process group, if there is one."""
+        """Arrange for a clean end of the process group, if there is one, and for one seed on all ranks."""
         leave_process_group_at_exit()
+        if self.follows_seed:
+            self.seed = all_gather(self.seed)[0]  # a script may have seeded every process differently
 
     @property
     def language_model(self) -> PreTrainedModel:

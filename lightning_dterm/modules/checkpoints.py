@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 if TYPE_CHECKING:
@@ -80,6 +81,17 @@ def restore(module: PPOModule, checkpoint: dict[str, Any]) -> None:
     for name, extra in state["weighting"].items():
         module.weighting.get_submodule(name).set_extra_state(extra)
     module.overlong_prompts = int(state["overlong_prompts"])
+    _restore_seed(module, int(state["seed"]))
+
+
+def _restore_seed(module: PPOModule, seed: int) -> None:
+    """A run that was given no seed of its own goes on with its checkpoint's, so that resume is exact."""
+    if module.follows_seed and module.seed != seed:
+        rank_zero_warn(
+            f"going on with the checkpoint's seed {seed} instead of seed_everything's {module.seed}; for another one "
+            "give model.init_args.seed"
+        )
+        module.seed = seed
 
 
 def _check_names(module: PPOModule, saved: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,6 +23,21 @@ def check_positive(settings: Mapping[str, float]) -> None:
     for name, value in settings.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def resolve_seed(seed: int | None) -> int:
+    """``seed``, or where that is None the number given to ``seed_everything`` (Lightning's PL_GLOBAL_SEED), else 0.
+
+    Raises:
+        ValueError: If PL_GLOBAL_SEED is set to something that is no whole number.
+    """
+    if seed is not None:
+        return seed
+    value = os.environ.get("PL_GLOBAL_SEED", "0")
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"the environment variable PL_GLOBAL_SEED must be a whole number, got {value!r}") from None
 
 
 @dataclass

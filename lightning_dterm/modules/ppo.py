@@ -52,7 +52,8 @@ class PPOModule(CodeModule):
         optimizer: Learning rates and schedule.
         weighting: How components are weighted; default uniform.
         task_encoder: Embeds task descriptions for the weighting; default a hashing bag of words.
-        seed: All randomness derives from it, counter-based: resume and rank layout do not change a rollout.
+        seed: All randomness derives from it, counter-based: resume and rank layout do not change a rollout. None
+            follows ``seed_everything``; a resumed run then goes on with the seed of its checkpoint.
         results: File for the JSON table of ``test``.
     """
 
@@ -67,7 +68,7 @@ class PPOModule(CodeModule):
         optimizer: OptimizerConfig | None = None,
         weighting: Weighting | None = None,
         task_encoder: TaskEncoder | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         results: str | None = None,
     ) -> None:
         self.actor_config = actor or ActorConfig()

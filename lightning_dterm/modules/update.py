@@ -87,21 +87,30 @@ class PPOUpdate:
         )
 
     def _accumulate(self, part: Minibatch) -> bool:
-        """Gradients of one minibatch, micro-batch by micro-batch. Returns whether to stop after this step."""
+        """Gradients of one minibatch, micro-batch by micro-batch. Returns whether to stop after this step.
+
+        Raises:
+            FloatingPointError: If the loss is not finite on any rank; on every rank, after the backward pass, since one
+                that left before would let the others wait in its collectives.
+        """
         self.module.optimizers().zero_grad()  # type: ignore[union-attr]
         total = all_sum(self.mask[part.rows].sum().double()).clamp(min=1)
         moved = torch.zeros((), dtype=torch.float64, device=self.module.device)
+        finite = torch.ones((), dtype=torch.bool, device=self.module.device)
         for micro, mask in self._micro_batches(part):
             loss, log_ratio = self._loss(micro, mask, total)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"rollout {self.module.global_step}: the loss is {float(loss)}; lower the learning rates or the "
-                    "reward scale, or check the reward components for extreme values"
-                )
+            finite &= torch.isfinite(loss.detach())
             # data-parallel strategies average gradients over ranks; the loss is already a share of the global mean
             self.module.manual_backward(loss * world_size())
             moved += (kl_estimate(-log_ratio, torch.zeros_like(log_ratio), "k3").double() * mask).sum()
-        return self._moved_too_far(float(all_sum(moved) / total))
+        diverged, movement = all_sum(torch.stack([(~finite).double(), moved])).tolist()
+        if diverged:
+            raise FloatingPointError(
+                f"rollout {self.module.global_step}: the loss is not finite on {diverged:.0f} of {world_size()} "
+                "process(es); lower the learning rates or the reward scale, or check the reward components for extreme "
+                "values"
+            )
+        return self._moved_too_far(movement / float(total))
 
     def _micro_batches(self, part: Minibatch) -> list[tuple[Tensor, Tensor]]:
         """Rows and their masks, as many micro-batches on every rank: backward passes are collectives.
@@ -158,7 +167,12 @@ class PPOUpdate:
         return token_mean(per_token, mask, total.to(per_token.dtype)), surrogate.log_ratio.detach()
 
     def _step(self, with_meta: bool) -> None:
-        """Clip and step; the strategy's own optimizer step, uncounted: the rollout counts once."""
+        """Clip and step; the strategy's own optimizer step, uncounted: the rollout counts once.
+
+        Raises:
+            FloatingPointError: If the gradient is not finite. Strategies sum gradients over ranks before they are
+                clipped, so all ranks see the same norm and raise together.
+        """
         optimizer = self.module.optimizers()
         norm = self.module.clip_gradients_to(self.settings.max_grad_norm)
         if not torch.isfinite(norm):

@@ -40,6 +40,10 @@ class RewardComponent(ABC):
         """Score samples whose tasks this component applies to, one result each, in order.
 
         Values lie in [0, 1]; an empty program gets 0. Hidden tests must not be read.
+
+        Raises:
+            Exception: Of any kind, if the component itself breaks: :class:`RewardSuite` counts these samples as failed
+                and masks the component there. A failure of single samples belongs into their ``RewardResult.error``.
         """
 
     def setup(self, sandbox: Sandbox | None = None) -> None:  # noqa: B027 - optional hook

@@ -97,20 +97,40 @@ def generate(
         pad_id: Fills the rest.
         temperature: 0 is greedy.
         top_p: Nucleus mass.
+
+    Raises:
+        ValueError: If a prompt is empty or not padded on the left, or ``temperature`` or ``top_p`` is out of range.
+        FloatingPointError: If the model's logits hold NaN or infinity.
     """
-    batch, limit = uniforms.shape
     if not bool(prompt_mask[:, -1:].bool().all()) or prompt_ids.shape[1] == 0:
         raise ValueError("every prompt must end in the last column: pad on the left")
     device = prompt_ids.device
-    ids = torch.full((batch, limit), pad_id, dtype=torch.long, device=device)
-    mask = torch.zeros(batch, limit, dtype=torch.long, device=device)
-    finished = torch.zeros(batch, dtype=torch.bool, device=device)
-    if batch == 0 or limit == 0:
-        return Responses(ids, mask, finished)
+    blank = Responses(
+        torch.full(uniforms.shape, pad_id, dtype=torch.long, device=device),
+        torch.zeros(uniforms.shape, dtype=torch.long, device=device),
+        torch.zeros(len(uniforms), dtype=torch.bool, device=device),
+    )
+    if uniforms.numel() == 0:
+        return blank
     ends = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
-    uniforms = uniforms.to(device)
-    running = _Running(prompt_ids, prompt_mask, limit)
-    for step in range(limit):
+    running = _Running(prompt_ids, prompt_mask, uniforms.shape[1])
+    _decode(model, running, blank, uniforms.to(device), ends, temperature, top_p)
+    # rows kept in the batch after their end produced tokens that are not theirs
+    return _cut_after_end(blank.ids, blank.mask, ends, pad_id, blank.finished)
+
+
+def _decode(
+    model: nn.Module,
+    running: _Running,
+    responses: Responses,
+    uniforms: Tensor,
+    ends: Tensor,
+    temperature: float,
+    top_p: float,
+) -> None:
+    """Fill ``responses`` column by column until every row has ended or the last column is reached."""
+    ids, mask, finished = responses
+    for step in range(uniforms.shape[1]):
         rows = running.rows
         chosen = draw(running.next_logits(model), uniforms[rows, step], temperature, top_p)
         ids[rows, step] = chosen
@@ -120,8 +140,6 @@ def generate(
         if keep.numel() == 0:
             break
         running.append(chosen, keep)
-    # rows kept in the batch after their end produced tokens that are not theirs
-    return _cut_after_end(ids, mask, ends, pad_id, finished)
 
 
 class _Running:

@@ -36,6 +36,9 @@ class KLController:
         coef: Initial coefficient, >= 0.
         target: Wanted KL in nats per sequence; None keeps the coefficient fixed.
         horizon: Number of sequences over which the coefficient may change by a factor of about e.
+
+    Raises:
+        ValueError: If the coefficient is negative, or the target or its horizon is not positive.
     """
 
     def __init__(self, coef: float, target: float | None = None, horizon: int = 10_000) -> None:
@@ -48,7 +51,11 @@ class KLController:
         self.horizon = horizon
 
     def update(self, kl: float, sequences: int) -> None:
-        """Adapt to a measured ``kl`` (nats a sequence): ``coef *= 1 + clip(kl / target - 1) min(n / h, 1)``."""
+        """Adapt to a measured ``kl`` (nats a sequence): ``coef *= 1 + clip(kl / target - 1) min(n / h, 1)``.
+
+        Raises:
+            ValueError: If the coefficient is adaptive and ``kl`` is not finite.
+        """
         if self.target is None:
             return
         if not math.isfinite(kl):

@@ -47,6 +47,9 @@ def token_logprobs(
 
     Returns:
         ``logprobs`` and ``entropy``, both ``[N]`` float32.
+
+    Raises:
+        ValueError: If ``temperature`` or ``chunk_tokens`` is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive to score tokens, got {temperature}")
