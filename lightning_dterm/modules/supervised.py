@@ -40,7 +40,7 @@ class SupervisedModule(CodeModule):
             memory and speed, not the result.
         max_target_length: Longer references are cut, and counted in ``cut_references``.
         prompt_loss_weight: Weight of the prompt tokens' loss; 0 trains on completions alone.
-        seed: For evaluation sampling.
+        seed: For evaluation sampling; None follows ``seed_everything``.
         export_dir: Folder to which the model is written with ``save_pretrained`` at the end of ``fit``.
 
     Raises:
@@ -59,7 +59,7 @@ class SupervisedModule(CodeModule):
         micro_batch_size: int | None = None,
         max_target_length: int = 512,
         prompt_loss_weight: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         export_dir: str | None = None,
     ) -> None:
         super().__init__(actor.path, generation or GenerationConfig(), seed)
