@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--flawed_share", type=float, default=0.55, help="of the corpus; 0.55 is the warm start's")
     parser.add_argument("--runs", type=Path, default=Path("runs/quickstart_control"))
+    parser.add_argument("--trained_at", help="commit that finished runs were trained at, where that is not the present")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quickstart_control.json"))
     args = parser.parse_args()
     before = success("package:quickstart", args.runs / "before")
@@ -89,7 +90,7 @@ def main() -> None:
         for seed, folder in ((seed, args.runs / f"seed{seed}") for seed in args.seeds)
     ]
     settings = {"steps": args.steps, "lr": args.lr, "flawed_share": args.flawed_share}
-    result: dict[str, Any] = {**provenance(None), "seeds": args.seeds, **settings}
+    result: dict[str, Any] = {**provenance(args.trained_at), "seeds": args.seeds, **settings}
     for mode in MODES:
         values = [figures[mode] for figures in after]
         change = interval([value - before[mode] for value in values])
