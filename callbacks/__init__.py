@@ -1,4 +1,5 @@
 from lightning_dterm.callbacks.attribution import TokenAttribution as TokenAttribution
+from lightning_dterm.callbacks.heatmap import HeatMapLogger as HeatMapLogger
 from lightning_dterm.callbacks.progress import PhaseProgressBar as PhaseProgressBar
 from lightning_dterm.callbacks.rewards import RewardComputation as RewardComputation
 from lightning_dterm.callbacks.samples import SampleTableLogger as SampleTableLogger

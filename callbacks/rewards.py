@@ -14,6 +14,7 @@ from lightning_dterm.modules.distributed import all_sum
 from lightning_dterm.rewards import (
     CompileReward,
     EfficiencyReward,
+    Pending,
     RewardComponent,
     RewardSuite,
     SimilarityReward,
@@ -33,7 +34,8 @@ def default_components() -> list[RewardComponent]:
 
 
 class RewardComputation(RolloutCallback):
-    """Scores every completion of a rollout with every component, on ``on_rollout_end``.
+    """Scores every completion of a rollout with every component: begun on ``on_generation_end``, so that programs run
+    beside the models' forward passes, and collected on ``on_rollout_end``.
 
     Each process scores its own samples, in its own sandbox. Counts of samples and failures are part of the
     checkpoint, per rank.
@@ -45,6 +47,7 @@ class RewardComputation(RolloutCallback):
         allow_missing: Isolation fences that may be missing, see :class:`lightning_dterm.sandbox.Sandbox`.
         min_level: Least isolation of programs to accept (``none``, ``process``, ``syscalls``, ``kernel``,
             ``namespaces``); below it the run is refused.
+        overlap: Run programs while the models score the rollout; False runs them afterwards. Scores are the same.
         max_failures: Share of failed scores of one component, over the last ``window``, that stops the run.
         window: Scores remembered per component.
         extractor: ``(text, language) -> ((start, end), ...)``, which parts of a completion are code; default:
@@ -61,12 +64,15 @@ class RewardComputation(RolloutCallback):
         window: int = 512,
         extractor: Extractor | None = None,
         min_level: str = "kernel",
+        overlap: bool = True,
     ) -> None:
         self._sandbox = Sandbox(sandbox_slots, limits, allow_missing, min_level=min_level)
         self._slots = sandbox_slots
         self._extractor = extractor
         chosen = default_components() if components is None else components
         self.suite = RewardSuite(chosen, self._sandbox, max_failures, window)
+        self.overlap = overlap
+        self._begun: tuple[Rollout, list[Sample], Pending] | None = None
 
     @property
     def sandbox(self) -> Sandbox:
@@ -91,13 +97,26 @@ class RewardComputation(RolloutCallback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Close components and end the sandbox's workers."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun[2].wait()  # or it would start workers anew
         self.suite.close()
         self._sandbox.close()
 
+    def on_generation_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+        """Begin: nothing that is begun here draws a random number or depends on when it ends."""
+        if self.overlap:
+            samples = self.make_samples(rollout)
+            self._begun = rollout, samples, self.suite.start(samples)
+
     def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
         """Fill ``samples``, ``component_names``, ``scores``, ``evidence``, ``outcome`` and metrics of the rollout."""
-        rollout.samples = self.make_samples(rollout)
-        result = self.suite.score(rollout.samples)
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] is rollout:
+            rollout.samples, result = begun[1], begun[2].result()
+        else:
+            rollout.samples = self.make_samples(rollout)
+            result = self.suite.score(rollout.samples)
         device = rollout.response_ids.device
         rollout.component_names = result.names
         rollout.scores, rollout.outcome = result.scores.to(device), result.outcome.to(device)
@@ -141,11 +160,18 @@ class RewardComputation(RolloutCallback):
 def reward_metrics(result: SuiteResult, failures: Sequence[int]) -> dict[str, float]:
     """Scalars of one batch: mean over applicable samples, share applicable, failures and seconds per component.
 
+    ``time/reward_busy`` is how long programs and components that may overlap took, ``time/reward_waited`` how much of
+    it the trainer stood still; their difference ran beside the forward passes.
+
     Args:
         result: This rank's.
         failures: Per component, of all ranks: a count must not depend on how the samples lie over them.
     """
-    metrics: dict[str, float] = {"time/reward_execution": result.seconds["execution"]}
+    metrics: dict[str, float] = {
+        "time/reward_execution": result.seconds["execution"],
+        "time/reward_busy": result.busy,
+        "time/reward_waited": result.waited,
+    }
     applicable = ~torch.isnan(result.scores)
     for column, name in enumerate(result.names):
         if applicable[:, column].any():

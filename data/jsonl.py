@@ -9,10 +9,21 @@ from typing import Any, get_args
 
 from lightning_dterm.data.base import CodeDataModule
 from lightning_dterm.data.rows import RowError, TableTasks, expand_files, load_file, text_field
+from lightning_dterm.sandbox.asserts import TestSyntaxError, read_test
+from lightning_dterm.task_tests import TEST_LISTS, TaskTestError, declared_tests
 from lightning_dterm.types import CallTest, CodeTask, SuccessMetric, TaskType
 
 _REQUIRED = ("task_id", "task_type", "language", "prompt")
 _OPTIONAL_TEXT = ("description", "reference", "source_language", "entry_point", "prefix", "buggy_code", "image")
+_FORMS = {
+    "args": ("args", "expected", "visible", "literal"),
+    "stdin": ("stdin", "expected", "visible"),
+    "assert": ("assert", "visible"),
+}
+_HOW = (
+    'write {"args": [...], "expected": ...}, {"stdin": "...", "expected": "..."} or {"assert": "..."}, each with '
+    '"visible": false if it is hidden'
+)
 _FIELDS = (*_REQUIRED, *_OPTIONAL_TEXT, "tests", "success_metric", "metadata")
 
 
@@ -22,9 +33,18 @@ def task_from_row(row: Mapping[str, Any], place: str) -> CodeTask:
     Required fields: ``task_id``, ``task_type``, ``language``, ``prompt``. Optional: ``description`` (default: the
     prompt), ``reference`` (default: empty), ``source_language``, ``entry_point``, ``prefix``, ``buggy_code``,
     ``image``, ``success_metric`` (default: ``tests`` where there are tests, else ``exact_match``), ``metadata`` (an
-    object) and ``tests``: a list of ``{"args": [...], "expected": ..., "visible": true}``. For values that JSON cannot
-    write, such as tuples and sets, a test with ``"literal": true`` gives ``args`` and ``expected`` as Python literals
-    in text. In Parquet, ``tests`` and ``metadata`` may also be JSON text.
+    object) and ``tests``, a list in which each test has one of three forms:
+
+    * ``{"args": [...], "expected": ...}`` calls ``entry_point``. For values that JSON cannot write, such as tuples and
+      sets, a test with ``"literal": true`` gives ``args`` and ``expected`` as Python literals in text;
+    * ``{"stdin": "1 2", "expected": "3"}`` runs the whole program. ``metadata.output_rule`` and
+      ``metadata.output_tolerance`` say how output is compared;
+    * ``{"assert": "assert f(1) == 2"}`` (Python only): assertions, or a function ``check(candidate)``.
+      ``metadata.test_context`` is code that they build on.
+
+    A test with ``"visible": false`` is hidden: read by the success metric, never by a reward. The last two forms become
+    ``metadata["io_tests"]`` and ``metadata["assert_tests"]`` (see :mod:`lightning_dterm.task_tests`), which may also be
+    given as such. In Parquet, ``tests`` and ``metadata`` may also be JSON text.
 
     Args:
         row: The row's fields.
@@ -44,11 +64,29 @@ def task_from_row(row: Mapping[str, Any], place: str) -> CodeTask:
         raise RowError(place, "task_type", f"{values['task_type']!r} is none of {', '.join(get_args(TaskType))}")
     values.setdefault("description", values["prompt"])
     values.setdefault("reference", "")
-    tests = _container(row, "tests", list, place)
-    values["tests"] = tuple(_test(test, number, place) for number, test in enumerate(tests, 1))
     values["metadata"] = _container(row, "metadata", dict, place)
-    values["success_metric"] = _success_metric(row, values, place)
-    return CodeTask(**values)
+    tests = [_test(test, index, place) for index, test in enumerate(_container(row, "tests", list, place))]
+    values["tests"] = tuple(test for test in tests if isinstance(test, CallTest))
+    for name in TEST_LISTS:
+        found = [test[1] for test in tests if isinstance(test, tuple) and test[0] == name]
+        if found and values["metadata"].get(name):
+            raise RowError(place, f"metadata.{name}", "such tests are given in 'tests' as well; keep one of the two")
+        if found:
+            values["metadata"] = {**values["metadata"], name: found}
+    task = CodeTask(**values, success_metric=_success_metric(row, values, place))
+    _check_tests(task, place)
+    return task
+
+
+def _check_tests(task: CodeTask, place: str) -> None:
+    """Refuse tests that would fail only when the first program is judged."""
+    try:
+        for one in declared_tests(task).asserts:
+            read_test(one.test, task.entry_point or "")
+    except TaskTestError as error:
+        raise RowError(place, error.field, error.problem) from error
+    except TestSyntaxError as error:
+        raise RowError(place, "tests", str(error)) from error
 
 
 def _container(row: Mapping[str, Any], field: str, kind: type, place: str) -> Any:
@@ -66,22 +104,39 @@ def _container(row: Mapping[str, Any], field: str, kind: type, place: str) -> An
     return value
 
 
-def _test(test: Any, number: int, place: str) -> CallTest:
-    field = f"tests[{number - 1}]"
-    if not isinstance(test, Mapping) or not {"args", "expected"} <= test.keys():
-        raise RowError(place, field, 'write {"args": [...], "expected": ..., "visible": true}')
-    unknown = test.keys() - {"args", "expected", "visible", "literal"}
-    if unknown:
-        raise RowError(
-            place, f"{field}.{min(unknown)}", "no part of a test; known are args, expected, visible, literal"
-        )
-    args, expected, visible = test["args"], test["expected"], test.get("visible", True)
+def _test(test: Any, index: int, place: str) -> CallTest | tuple[str, dict[str, Any]]:
+    """A call, or the list of the metadata that a test belongs in and its entry there."""
+    field = f"tests[{index}]"
+    forms = [form for form in _FORMS if isinstance(test, Mapping) and test.get(form) is not None]
+    if len(forms) != 1 or (forms != ["assert"] and "expected" not in test):
+        raise RowError(place, field, _HOW)
+    known = _FORMS[forms[0]]
+    given = {key for key, value in test.items() if key in known or value is not None}  # Parquet fills up with nulls
+    if unknown := given - set(known):
+        raise RowError(place, f"{field}.{min(unknown)}", f"no part of such a test; known are {', '.join(known)}")
+    visible = test.get("visible", True)
+    if not isinstance(visible, bool):
+        raise RowError(place, f"{field}.visible", f"true or false is needed, found {visible!r}")
+    if forms == ["args"]:
+        return _call_test(test, field, visible, place)
+    if forms == ["assert"]:
+        return "assert_tests", {"test": _text(test, "assert", field, place), "visible": visible}
+    texts = {key: _text(test, key, field, place) for key in ("stdin", "expected")}
+    return "io_tests", {**texts, "visible": visible}
+
+
+def _text(test: Mapping[str, Any], key: str, field: str, place: str) -> str:
+    if not isinstance(test[key], str):
+        raise RowError(place, f"{field}.{key}", f"text is needed, found {type(test[key]).__name__}")
+    return str(test[key])
+
+
+def _call_test(test: Mapping[str, Any], field: str, visible: bool, place: str) -> CallTest:
+    args, expected = test["args"], test["expected"]
     if test.get("literal"):
         args, expected = _literal(args, f"{field}.args", place), _literal(expected, f"{field}.expected", place)
     if not isinstance(args, (list, tuple)):
         raise RowError(place, f"{field}.args", f"a list of arguments is needed, found {type(args).__name__}")
-    if not isinstance(visible, bool):
-        raise RowError(place, f"{field}.visible", f"true or false is needed, found {visible!r}")
     return CallTest(tuple(args), expected, visible)
 
 
@@ -93,12 +148,13 @@ def _literal(value: Any, field: str, place: str) -> Any:
 
 
 def _success_metric(row: Mapping[str, Any], values: Mapping[str, Any], place: str) -> SuccessMetric:
-    metric = row.get("success_metric") or ("tests" if values["tests"] else "exact_match")
+    some = bool(values["tests"] or any(values["metadata"].get(name) for name in TEST_LISTS))
+    metric = row.get("success_metric") or ("tests" if some else "exact_match")
     if metric not in get_args(SuccessMetric):
         raise RowError(place, "success_metric", f"{metric!r} is none of {', '.join(get_args(SuccessMetric))}")
     if values["tests"] and not values.get("entry_point"):
         raise RowError(place, "entry_point", "missing; name the function that the tests call")
-    if metric == "tests" and not values["tests"]:
+    if metric == "tests" and not some:
         raise RowError(place, "tests", "missing, but success_metric is 'tests'; add tests or choose 'exact_match'")
     if metric == "exact_match" and not values["reference"] and not values["metadata"].get("accepted"):
         raise RowError(place, "reference", "missing, but success is exact match; add a reference or tests")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +13,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lightning_dterm.attribution.extract import extract_code
+from lightning_dterm.execution import Request, TaskJudge, judge_for
 from lightning_dterm.metrics.aggregate import SampleRecord
 from lightning_dterm.metrics.bleu import STATISTICS, bleu_statistics
 from lightning_dterm.metrics.exact_match import exact_match
+from lightning_dterm.sandbox.languages import Stage, canonical
 from lightning_dterm.sandbox.result import Job, Result
+from lightning_dterm.task_tests import TEST_LISTS, has_tests
 from lightning_dterm.types import CodeTask, Sample
 
 _TITLES = {
@@ -59,14 +63,16 @@ class Lint(Protocol):
 class Evaluator:
     """Scores completions: success, exact match, compiles, lint, BLEU statistics, length.
 
-    Python programs are compiled and run in the sandbox only. Programs in other languages are parsed (tree-sitter, no
-    error and nothing missing counts as compiling) and their tests are not run: success by tests is then unknown. An
-    empty program neither compiles nor succeeds; lint counts only code that parses. Where the sandbox itself failed,
-    success and compiling are unknown and the sample is counted as an infrastructure failure, never as a wrong program.
+    Programs with tests, in any language that can be run here, are judged as rewards judge them
+    (:class:`lightning_dterm.execution.TaskJudge`) and compile if their own compiler says so; Python programs are always
+    compiled in the sandbox. Other programs without tests, or without their compiler, are parsed (tree-sitter, no error
+    and nothing missing counts as compiling), and success by tests is unknown. An empty program neither compiles nor
+    succeeds; lint counts only code that parses. Where the sandbox itself failed, success and compiling are unknown and
+    the sample is counted as an infrastructure failure, never as a wrong program.
 
     Args:
-        sandbox: Runs Python programs; default: an own ``Sandbox()``, started on first use, ended by :meth:`close`.
-        parse_errors: Syntax check of the other languages; default: tree-sitter.
+        sandbox: Runs programs; default: an own ``Sandbox()``, started on first use, ended by :meth:`close`.
+        parse_errors: Syntax check of programs that are not compiled; default: tree-sitter.
         lint: Linter of Python programs; default: Ruff.
     """
 
@@ -80,6 +86,7 @@ class Evaluator:
     def close(self) -> None:
         """End the evaluator's own sandbox, if one was started; one that was handed in is left alone."""
         if self._own_sandbox and self._sandbox is not None:
+            self._judge.close()
             self._sandbox.close()
             self._sandbox = None
 
@@ -119,22 +126,28 @@ class Evaluator:
         columns = zip(samples, lengths, results, compiles, self._linted(samples), strict=True)
         return [_record(*row) for row in columns]
 
-    def _judge(self, jobs: Sequence[Job]) -> list[Result]:
-        if not jobs:
-            return []
+    @property
+    def _judge(self) -> TaskJudge:
         if self._sandbox is None:
             from lightning_dterm.sandbox import Sandbox
 
             self._sandbox = Sandbox()
-        return self._sandbox.run_many(jobs)
+        return judge_for(self._sandbox)
 
     def _run(self, samples: Sequence[Sample]) -> list[Result | None]:
-        """Sandbox results of the non-empty Python programs: with their tests, or compiled only."""
+        """Results of the non-empty programs that can be run (with tests) or compiled in the sandbox (Python)."""
+        rows = [row for row, sample in enumerate(samples) if not _empty(sample) and self._is_run(sample.task)]
         results: list[Result | None] = [None] * len(samples)
-        rows = [row for row, sample in enumerate(samples) if sample.task.language == "python" and not _empty(sample)]
-        for row, result in zip(rows, self._judge([_job(samples[row]) for row in rows]), strict=True):
-            results[row] = result
+        if rows:
+            found = self._judge.run([_request(samples[row]) for row in rows])
+            for row, result in zip(rows, found, strict=True):
+                results[row] = result
         return results
+
+    def _is_run(self, task: CodeTask) -> bool:
+        if canonical(task.language) == "python":
+            return True
+        return task.success_metric == "tests" and has_tests(task) and self._judge.runs(task.language)
 
     def _compiles(self, samples: Sequence[Sample], results: Sequence[Result | None]) -> list[bool | None]:
         compiles: list[bool | None] = [None] * len(samples)
@@ -147,20 +160,40 @@ class Evaluator:
             elif result is None:
                 errors = self._parse_errors(sample.program, sample.task.language)
                 compiles[row] = None if errors is None else errors == 0
+            elif canonical(sample.task.language) != "python":
+                unclear.append(row)
             elif result.compile_error is not None:
                 compiles[row] = False
             elif result.status in _UNCLEAR:
                 unclear.append(row)
             elif result.status != "infra":
                 compiles[row] = True
-        for row, result in zip(unclear, self._judge([Job(samples[row].program, None) for row in unclear]), strict=True):
-            compiles[row] = None if result.status == "infra" else result.status == "passed"
+        for row, verdict in zip(unclear, self._compiled([samples[row] for row in unclear]), strict=True):
+            compiles[row] = verdict
         return compiles
+
+    def _compiled(self, samples: Sequence[Sample]) -> list[bool | None]:
+        """Whether programs compile, asked of their compilers alone; None where those failed by our fault."""
+        python = [row for row, sample in enumerate(samples) if canonical(sample.task.language) == "python"]
+        others = [row for row in range(len(samples)) if row not in python]
+        verdicts: list[bool | None] = [None] * len(samples)
+        if python:
+            results = self._judge.sandbox.run_many([Job(samples[row].program, None) for row in python])
+            for row, result in zip(python, results, strict=True):
+                verdicts[row] = None if result.status == "infra" else result.status == "passed"
+        if others:
+            programs: list[tuple[str, str, Stage]] = [
+                (samples[row].task.language, samples[row].program, "full") for row in others
+            ]
+            for row, report in zip(others, self._judge.compilers.check_many(programs), strict=True):
+                if report is not None and report.status != "infra":
+                    verdicts[row] = report.status == "ok"
+        return verdicts
 
     def _linted(self, samples: Sequence[Sample]) -> list[tuple[int, int] | None]:
         """Violations and lines of the non-empty Python completions, from one linter call."""
         linted: list[tuple[int, int] | None] = [None] * len(samples)
-        rows = [row for row, sample in enumerate(samples) if sample.task.language == "python" and not _empty(sample)]
+        rows = [row for row, one in enumerate(samples) if canonical(one.task.language) == "python" and not _empty(one)]
         if rows:
             for row, found in zip(rows, self._lint([samples[row] for row in rows]), strict=True):
                 linted[row] = found
@@ -171,11 +204,13 @@ def _empty(sample: Sample) -> bool:
     return not sample.code.strip()
 
 
-def _job(sample: Sample) -> Job:
+def _request(sample: Sample) -> Request:
+    """What the judge is asked; without the tests where success is exact match."""
     task = sample.task
-    if task.success_metric == "tests" and task.tests:
-        return Job(sample.program, task.entry_point, task.tests)
-    return Job(sample.program, None)
+    if task.success_metric != "tests":
+        metadata = {key: value for key, value in task.metadata.items() if key not in TEST_LISTS}
+        task = replace(task, tests=(), metadata=metadata)
+    return Request(task, sample.program)
 
 
 def _record(
@@ -202,7 +237,7 @@ def _record(
 def _success(sample: Sample, result: Result | None, matches: bool | None) -> float | None:
     if sample.task.success_metric == "exact_match":
         return None if matches is None else float(matches)
-    if not sample.task.tests:
+    if not has_tests(sample.task):
         return None
     if result is None:
         return 0.0 if _empty(sample) else None

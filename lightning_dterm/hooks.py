@@ -9,7 +9,7 @@ import lightning as L
 if TYPE_CHECKING:
     from lightning_dterm.types import Rollout
 
-HookName = Literal["on_rollout_end", "on_rewards_end", "on_update_end"]
+HookName = Literal["on_generation_end", "on_rollout_end", "on_rewards_end", "on_update_end"]
 
 
 class RolloutCallback(L.Callback):
@@ -20,6 +20,12 @@ class RolloutCallback(L.Callback):
 
     def on_phase_start(self, trainer: L.Trainer, pl_module: L.LightningModule, phase: str) -> None:
         """A phase begins: ``rollout``, ``reward``, ``weighting``, ``attribution``, ``advantage``, ``update``."""
+
+    def on_generation_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+        """Completions are sampled but not yet scored by the models (``logprobs``, ``ref_logprobs`` and ``values`` are
+        None): start what may go on beside these forward passes, outside of this thread, and collect it in
+        :meth:`on_rollout_end`. No collectives here.
+        """
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
         """Completions are sampled; reward callbacks fill ``scores``, ``evidence`` and ``outcome`` here."""

@@ -138,26 +138,43 @@ def overlaps(token: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
 
 
 @settings(max_examples=400, deadline=None)
-@given(case=batches(), mode=st.sampled_from(["dense", "uniform", "terminal"]))
-def test_the_invariant(case: dict[str, object], mode: str) -> None:
+@given(
+    case=batches(),
+    mode=st.sampled_from(["dense", "uniform", "terminal", "potential"]),
+    gamma=st.sampled_from([1.0, 0.9, 0.0]),
+    reference=st.sampled_from([None, 1.0, 5.0]),
+)
+def test_the_invariant(case: dict[str, object], mode: str, gamma: float, reference: float | None) -> None:
+    """Whatever the evidence, the mask and the truncation: sums are the weighted scores, and all else is exactly 0."""
     scores, alpha, mask = case["scores"], case["alpha"], case["mask"]
     arguments = (scores, alpha, case["evidence"], NAMES, case["token_spans"], case["code_spans"], mask, mode)
-    parts = Attribution(*arguments).components()
-    expected = (alpha.double() * scores.double()).nan_to_num(0.0) * mask.any(-1, keepdim=True)
-    assert torch.allclose(parts.double().sum(-1), expected, atol=1e-6, rtol=0)
-    total = Attribution(*arguments).total()
-    assert torch.allclose(total, parts.sum(1), atol=1e-6)
-    assert (total[~mask] == 0).all()
+    options = {"length_normalize": reference is not None, "reference_length": reference, "gamma": gamma}
+    parts = Attribution(*arguments, **options).components()
     found = code_token_mask(case["token_spans"], case["code_spans"], mask)
+    counts = found.sum(-1).double()
+    factor = torch.ones(len(mask)).double()
+    if reference is not None:
+        factor = torch.where(counts > 0, (reference / counts.clamp(min=1)).clamp(0.25, 4.0), factor)
+    expected = (alpha.double() * scores.double()).nan_to_num(0.0) * mask.any(-1, keepdim=True) * factor[:, None]
+    if mode == "potential":  # the discounted sum is that of the terminal reward
+        discount = gamma ** torch.arange(mask.shape[1]).double()
+        last = (mask.sum(-1) - 1).clamp(min=0)
+        sums = (parts.double() * discount).sum(-1)
+        expected = expected * discount[last][:, None]
+    else:
+        sums = parts.double().sum(-1)
+    assert torch.allclose(sums, expected, atol=4e-6, rtol=0)
+    total = Attribution(*arguments, **options).total()
+    assert torch.allclose(total, parts.sum(1), atol=1e-5)
+    assert (total[~mask] == 0).all()
     for row in range(len(mask)):
         spans = [*case["token_spans"][row], *([(0, 0)] * mask.shape[1])][: mask.shape[1]]
         is_code = torch.tensor([overlaps(s, case["code_spans"][row]) for s in spans]) & mask[row]
         assert torch.equal(found[row], is_code)
-        if mode != "terminal" and is_code.any():
-            assert (parts[row][:, ~is_code] == 0).all()
-        elif mask[row].any():
-            last = int(mask[row].nonzero().max())
-            assert (parts[row][:, [i for i in range(mask.shape[1]) if i != last]] == 0).all()
+        is_last = torch.arange(mask.shape[1]) == mask[row].sum() - 1
+        allowed = {"terminal": is_last, "potential": is_last | is_code}.get(mode, is_code if is_code.any() else is_last)
+        if mode != "potential" or gamma == 1:
+            assert (parts[row][:, ~allowed] == 0).all()
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
+from lightning_dterm.execution import TaskJudge
 from lightning_dterm.metrics import FIGURES, SampleTable, bleu_statistics
 from lightning_dterm.sandbox import Job, Limits, Result, Sandbox
 from lightning_dterm.types import CallTest, CodeTask, Sample
+from tests.languages_common import needs
 
 SQUARES = tuple(CallTest((value,), value * value, visible=value < 2) for value in range(4))
 SQUARE = "def square(x):\n    return x * x\n"
@@ -215,3 +217,38 @@ def test_completions_are_in_the_format_that_evalplus_reads(tmp_path) -> None:
     assert [json.loads(line) for line in lines] == [rows[0], {"task_id": "a/1", "completion": ""}]
     with pytest.raises(KeyError, match="completion"):
         write_completions_jsonl(tmp_path / "bad.jsonl", [{"task_id": "a"}])
+
+
+# --- other languages and other tests, by the judge of the rewards ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("language", "right"),
+    [
+        ("c", '#include <stdio.h>\nint main(void) { int n; scanf("%d", &n); printf("%d", n * n); return 0; }'),
+        ("javascript", "const n = Number(require('fs').readFileSync(0, 'utf8'));\nconsole.log(n * n);"),
+        ("python", "n = int(input())\nprint(n * n)\n"),
+    ],
+)
+def test_programs_on_text_succeed_by_all_their_tests(evaluator, language: str, right: str) -> None:
+    needs(language)
+    texts = [{"stdin": "1", "expected": "1"}, {"stdin": "3", "expected": "9", "visible": False}]
+    changes = {"language": language, "tests": (), "entry_point": None, "metadata": {"io_tests": texts}}
+    records = [judge(evaluator, text, **changes) for text in (right, right.replace("n * n", "n"), right + "(", "")]
+    assert [(record.success, record.compiles) for record in records] == [(1, True), (0, True), (0, False), (0, False)]
+    matched = judge(evaluator, right, **{**changes, "success_metric": "exact_match", "reference": right})
+    assert matched.success == 1.0
+
+
+def test_assertions_decide_success(evaluator) -> None:
+    tests = [{"test": "assert square(2) == 4"}, {"test": "assert square(3) == 9", "visible": False}]
+    changes = {"tests": (), "metadata": {"assert_tests": tests}}
+    assert judge(evaluator, SQUARE, **changes).success == 1.0
+    assert judge(evaluator, "def square(x):\n    return 4\n", **changes).success == 0.0
+
+
+def test_success_is_unknown_where_the_compiler_is_missing(evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TaskJudge, "runs", lambda self, language: language == "python")
+    changes = {"language": "java", "tests": (), "metadata": {"io_tests": [{"stdin": "", "expected": ""}]}}
+    record = judge(evaluator, "class Main { }", **changes)
+    assert (record.success, record.compiles, record.infrastructure) == (None, True, False)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lightning_dterm.sandbox.languages import CompileLimits, Compilers, Diagnostic, Text, canonical
-from lightning_dterm.sandbox.languages.diagnostics import Report, parse_gcc_json, parse_text, utf16_offset
+from lightning_dterm.sandbox.languages import CompileLimits, Compilers, Text, canonical
+from lightning_dterm.sandbox.languages.gcc import CCompiler
 from tests.languages_common import children, descriptors, folders, needs, own_temporary_folder, work_files
 
 __all__ = ["own_temporary_folder"]
@@ -55,8 +54,23 @@ BAD = [
     ("javascript", "/* 😀 */ let s = 'é😀'; let y = = 2;\n", [(1, 31, "=")]),
     ("python", "x = 1\ny = = 2\nz = 3\nw = = 4\n", [(2, 5, "="), (4, 5, "=")]),
     ("go", "package main\n\nfunc main() {\n\tx := := 1\n}\n", [(4, 7, ":")]),
+    ("go", "package main\n\nfunc main() {\n\t/* é😀 */ x = y z\n}\n", [(4, 17, "z")]),
     ("php", "<?php\n$x = ;\n", [(2, 1, "$x = ;")]),
+    ("php", "<?php\nfunction f() {}\nfunction f() {}\n", [(3, 1, "function f() {}")]),
     ("csharp", "class A {\n  int F() { return x; }\n}\n", [(2, 20, "x")]),
+    (
+        "csharp",
+        "class A {\n  /* é😀 */ int F() { return x; }\n  int G() { return y; }\n}\n",
+        [(2, 29, "x"), (3, 20, "y")],
+    ),
+    # Who moves the lines blames none, however well it is meant.
+    ("c", '#line 1 "main.c"\n\nint x = ;\n', [(None, None, "")]),
+    ("c", "int y;\n%:  2\nint x = ;\n", [(None, None, "")]),
+    ("c", "#li\\\nne 1\nint x = ;\n", [(None, None, "")]),
+    ("c", "/* a */ # /* b */ line 1\nint x = ;\n", [(None, None, "")]),
+    ("c", '// Problem #1: # 1\nchar *s = "#line 1";\nint x = ;\n', [(3, 9, ";")]),
+    ("go", "package main\n//line main.go:2\nfunc main() {\n\tx = y z\n}\n", [(None, None, "")]),
+    ("csharp", "#line 2\nclass A { int F() { return x; } }\n", [(None, None, "")]),
 ]
 
 
@@ -71,7 +85,7 @@ def test_good_programs_compile(compilers: Compilers, language: str, program: str
 
 @pytest.mark.parametrize(("language", "program", "errors"), BAD)
 def test_errors_are_found_where_they_are(
-    compilers: Compilers, language: str, program: str, errors: list[tuple[int, int, str]]
+    compilers: Compilers, language: str, program: str, errors: list[tuple[Any, Any, str]]
 ) -> None:
     needs(language)
     report = compilers.check(language, program)
@@ -81,8 +95,8 @@ def test_errors_are_found_where_they_are(
     found = []
     for one in report.errors:
         span = one.span(text)
-        assert span is not None
-        covered = program[span.start : span.end]
+        assert (span is None) == (one.line is None)
+        covered = program[span.start : span.end] if span else ""
         found.append((one.line, one.column, covered))
     assert [place[:2] for place in found] == [place[:2] for place in errors]
     for (_, _, covered), (_, _, start) in zip(found, errors, strict=True):
@@ -110,6 +124,53 @@ def test_warnings_are_no_errors(compilers: Compilers, language: str, program: st
     assert report.errors == ()
     assert report.count(5) == 0
     assert report.diagnostics, "the compiler was expected to say something"
+
+
+CLANG = [
+    ("c", "int x;\n", []),
+    ("c", "int main(void) {\n  int x = ;\n  return y;\n}\n", [(2, 11, ";"), (3, 10, "y")]),
+    ("c", 'int main(void) {\n  /* é😀 */ int ü = "a" + ;\n  return 0;\n}\n', [(2, 26, ";")]),
+    ("cpp", "struct A { int b; };\nint main() {\n  A a;\n  return a.missing;\n}\n", [(4, 12, "m")]),
+    ("cpp", 'static_assert(false, "a\\nmain.cpp:1:1: error: forged");\n', [(1, 1, "static_assert")]),
+    ("c", '#line 1 "main.c"\n\nint x = ;\n', [(None, None, "")]),
+]
+
+
+@pytest.mark.parametrize(("language", "program", "errors"), CLANG)
+def test_clang(own_temporary_folder: None, language: str, program: str, errors: list[tuple[Any, Any, str]]) -> None:
+    if shutil.which("clang") is None or shutil.which("clang++") is None:
+        pytest.skip("clang is not installed")
+    with Compilers(slots=1, limits=LIMITS, backends=[CCompiler("clang")]) as clang:
+        report = clang.check(language, program)
+        assert report is not None
+        assert report.compiler.startswith("clang ")
+        assert report.status == ("errors" if errors else "ok"), report
+        text, found = Text(program), []
+        for one in report.errors:
+            span = one.span(text)
+            found.append((one.line, one.column, program[span.start : span.end] if span else ""))
+        assert [place[:2] for place in found] == [place[:2] for place in errors]
+        assert all(covered[:1] == start[:1] for (_, _, covered), (_, _, start) in zip(found, errors, strict=True))
+        built = clang.build("c", "int main(void) { return 0; }\n")
+        assert built is not None
+        assert built.artifact is not None
+
+
+def test_an_assembler_cannot_move_lines_either(compilers: Compilers) -> None:
+    needs("c")
+    program = '__asm__("\\n# 1 \\"main.c\\"\\n bogus_instruction");\nint main(void) { return 0; }\n'
+    report = compilers.build("c", program)
+    assert report is not None
+    assert report.status == "errors"
+    assert [one.line for one in report.errors if "bogus" in one.message] == [None]
+
+
+def test_a_lone_c_sharp_method_is_parsed_inside_a_class(compilers: Compilers) -> None:
+    needs("csharp")
+    assert compilers.check("csharp", "int F() { return 1; }", "parse").status == "ok"  # type: ignore[union-attr]
+    report = compilers.check("csharp", "int F() { return 1 }", "parse")
+    assert report is not None
+    assert [(one.line, one.column) for one in report.errors] == [(1, 19)]  # as mcs counts
 
 
 def test_a_flood_of_warnings_is_no_error(compilers: Compilers) -> None:
@@ -154,7 +215,7 @@ GAVE_UP = {"crash", "timeout", "memory"}
 HOSTILE = [
     ("c", '#include "/dev/zero"\n', {"errors"}),
     ("c", '#include "/dev/urandom"\n', {"errors"}),
-    ("c", '#include "/dev/stdin"\n', {"ok"}),
+    ("c", '#include "/dev/stdin"\n', {"ok", "errors"}),  # a file tree of its own has none
     ("c", '#include "/etc/passwd"\n', {"errors"}),
     ("c", '#include "/proc/self/environ"\n', {"errors"}),
     ("c", '#include "/proc/1/cmdline"\n', {"errors"}),
@@ -293,84 +354,3 @@ def _ancestor(pid: int, wanted: int) -> bool:
         with open(f"/proc/{pid}/stat", "rb") as file:
             pid = int(file.read().rpartition(b")")[2].split()[1])
     return False
-
-
-# --- parsers, without any compiler ------------------------------------------------------------------------------------
-
-
-def test_gcc_text_and_clang_text() -> None:
-    text = Text("int é = x;\nint y\n")
-    output = (
-        "In file included from main.c:1:\nmain.c:1:10:{1:10-1:11}: error: use of undeclared 'x'\n"
-        "main.c:2:6: warning: meh\nmain.c:2:6: note: here\n/usr/include/a.h:3:1: fatal error: deep\n1 error.\n"
-    )
-    assert parse_text(output, text, "main.c") == [
-        Diagnostic("error", "use of undeclared 'x'", 1, 9, 1, 10),
-        Diagnostic("warning", "meh", 2, 6, 2, 7),
-        Diagnostic("note", "here", 2, 6, 2, 7),
-        Diagnostic("error", "deep"),
-    ]
-
-
-def test_gcc_json_from_elsewhere_or_broken() -> None:
-    text = Text("int x;\n")
-    place = {"file": "a.h", "line": 1, "column": 1}
-    inner = {"locations": [{"caret": {"file": "m.c", "line": 1, "column": 5}}], "message": "candidate"}
-    line = [
-        {"kind": "error", "message": "m", "locations": [{"caret": place}, *inner["locations"]], "children": [inner]}
-    ]
-    import json
-
-    assert parse_gcc_json("noise\n" + json.dumps(line), text, "m.c") == [Diagnostic("error", "m", 1, 5, 1, 6)]
-    assert parse_gcc_json("[broken", text, "m.c") is None
-    assert parse_gcc_json("[" * 100_000, text, "m.c") is None
-    far = [{"kind": "error", "message": "m", "locations": [{"caret": {"file": "m.c", "line": 99, "column": 5}}]}]
-    assert parse_gcc_json(json.dumps(far), text, "m.c") == [Diagnostic("error", "m")]
-
-
-@pytest.mark.parametrize(
-    ("tool", "words", "found"),
-    [
-        ("php", "PHP Parse error:  syntax error, unexpected token \";\" in main.php on line 2",
-         Diagnostic("error", "Parse error: syntax error, unexpected token \";\"", 2, 1, 2, 4)),
-        ("mcs", "main.cs(2,3): error CS1002: ; expected\nCompilation failed: 1 error(s), 0 warnings",
-         Diagnostic("error", "CS1002: ; expected", 2, 3, 2, 4)),
-        ("gofmt", "main.go:2:3: expected operand, found ':='",
-         Diagnostic("error", "expected operand, found ':='", 2, 3, 2, 4)),
-    ],
-)  # fmt: skip
-def test_output_of_compilers_that_may_not_be_here(tool: str, words: str, found: Diagnostic) -> None:
-    from lightning_dterm.sandbox.languages.script import CSharpCompiler, GoCompiler, PhpCompiler
-
-    made: dict[str, Any] = {"php": PhpCompiler(), "mcs": CSharpCompiler(), "gofmt": GoCompiler()}
-    backend = made[tool]
-    name = {"php": "main.php", "mcs": "main.cs", "gofmt": "main.go"}[tool]
-    assert backend.parse(words, Text("abc\nabc\n"), name) == [found]
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.text(alphabet="a é😀\t\n\r", max_size=30), st.integers(-2, 40), st.integers(-2, 40))
-def test_positions_stay_inside_and_come_back(source: str, line: int, column: int) -> None:
-    text = Text(source)
-    offset = text.offset(line, column)
-    assert 0 <= offset <= len(source)
-    assert text.offset(*text.position(offset)) == offset
-    assert len(text.starts) == len((source + "x").splitlines()) or "\r" in source
-    for units in range(3):
-        assert utf16_offset(source, units) <= len(source)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.text(max_size=20), st.integers(0, 20))
-def test_columns_in_bytes_and_utf16_are_those_of_the_encodings(line: str, index: int) -> None:
-    line = "".join(line.splitlines()).replace("\r", "") or "x"
-    line = line.encode("utf-8", "replace").decode("utf-8")
-    index = min(index, len(line))
-    text = Text(line)
-    assert text.from_bytes(1, len(line[:index].encode()) + 1) == index + 1
-    assert text.from_utf16(1, len(line[:index].encode("utf-16-le")) // 2 + 1) == index + 1
-
-
-def test_a_report_that_names_no_error_still_counts_one() -> None:
-    assert Report("c", "gcc", "errors").count(10) == 1
-    assert Report("c", "gcc", "timeout").count(10) == 10

@@ -1,12 +1,8 @@
-"""The compile cache (written once, never through links), precompiled headers, and the fence's filter."""
+"""The compile cache (written once, never through links) and precompiled headers."""
 
 from __future__ import annotations
 
 import os
-import struct
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dterm.sandbox.languages import CompileCache, CompileLimits, Compilers, Diagnostic, Report
-from lightning_dterm.sandbox.languages import fence as fences
 from lightning_dterm.sandbox.languages.gcc import CCompiler, leading_headers
-from lightning_dterm.sandbox.languages.launcher import read_back
-from lightning_dterm.sandbox.languages.process import Command, Launcher
-from lightning_dterm.sandbox.languages.syscalls import AUDIT_ARCH, NUMBERS
+from lightning_dterm.sandbox.process import read_back
 from tests.languages_common import children, folders, needs, own_temporary_folder
 
 __all__ = ["own_temporary_folder"]
@@ -178,110 +171,3 @@ def test_precompiled_headers_change_nothing_but_the_time(compilers: Compilers) -
 
 
 # --- the launcher ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("namespaces", [True, False])
-def test_a_launcher_with_and_without_namespaces(own_temporary_folder: None, namespaces: bool) -> None:
-    needs("c")
-    before = (set(children()), folders())
-    launcher = Launcher(CCompiler().rules(), namespaces=namespaces)
-    launcher.start()
-    try:
-        assert launcher.granted >= {"seccomp", "landlock"}
-        if not namespaces:
-            assert "pidns" not in launcher.granted
-        shell = Command("/bin/sh", ("sh", "-c", "sleep 1000 & sleep 1000"), {"PATH": "/bin"}, "tools", wall_s=1.0)
-        assert launcher.run(shell).flags == ("wall",)
-        left = Command("/bin/sh", ("sh", "-c", "sleep 1000 & echo x"), {"PATH": "/bin"}, "tools", wall_s=300.0)
-        ended = launcher.run(left)
-        assert (ended.code, ended.stdout, ended.flags) == (0, b"x\n", ())
-        assert [line for line in children() if "sleep" in line] == []
-        for status in (7, 0):
-            code = f"exit {status}"
-            assert launcher.run(Command("/bin/sh", ("sh", "-c", code), wall_s=300.0)).code == status
-        assert launcher.run(Command("/bin/sh", ("sh", "-c", "kill -ABRT $$"), wall_s=300.0)).signal == 6
-        gone = launcher.run(Command("/no/such/program", ("x",), wall_s=300.0))
-        assert "FileNotFoundError" in gone.error
-    finally:
-        launcher.close()
-    assert (set(children()), folders()) == before
-
-
-def test_nothing_outlives_a_trainer_that_is_killed(own_temporary_folder: None, tmp_path: Path) -> None:
-    script = tmp_path / "trainer.py"
-    script.write_text(
-        "import os, sys, tempfile\ntempfile.tempdir = sys.argv[1]\n"
-        "from lightning_dterm.sandbox.languages.process import Command, Launcher\n"
-        "launcher = Launcher()\nlauncher.start()\nprint('ready', flush=True)\n"
-        "launcher.run(Command('/bin/sleep', ('sleep', '1234'), wall_s=1000.0))\n"
-    )
-    command = [sys.executable, str(script), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}) as trainer:
-        assert trainer.stdout is not None
-        assert trainer.stdout.readline() == b"ready\n"
-        trainer.kill()
-    deadline = time.monotonic() + 120.0
-    while time.monotonic() < deadline and list(tmp_path.glob("lightning-dterm-*")):
-        time.sleep(0.05)
-    assert list(tmp_path.glob("lightning-dterm-*")) == []
-
-
-# --- the filter -----------------------------------------------------------------------------------------------------
-
-
-def run_filter(code: bytes, number: int, arguments: tuple[int, ...] = (), arch: int | None = None) -> int:
-    """Interpret a classic BPF program as the kernel does."""
-    machine = AUDIT_ARCH["x86_64"] if arch is None else arch
-    data = struct.pack("=IIQ6Q", number, machine, 0, *(arguments + (0,) * (6 - len(arguments))))
-    lines = [struct.unpack_from("=HBBI", code, at) for at in range(0, len(code), 8)]
-    accumulator = at = 0
-    while True:
-        operation, yes, no, operand = lines[at]
-        at += 1
-        if operation == 0x20:
-            accumulator = struct.unpack_from("=I", data, operand)[0]
-        elif operation == 0x06:
-            return int(operand)
-        elif operation == 0x05:
-            at += operand
-        else:
-            true = {0x15: accumulator == operand, 0x35: accumulator >= operand, 0x45: bool(accumulator & operand)}
-            at += yes if true[operation] else no
-
-
-ALLOW, DENY = 0x7FFF0000, 0x00050001
-SYS = NUMBERS["x86_64"]
-THREAD = 0x3D0F00
-VERDICTS = [
-    ("read", (), ALLOW, ALLOW), ("fork", (), DENY, ALLOW), ("execve", (), DENY, ALLOW), ("kill", (77, 9), ALLOW, DENY),
-    ("kill", (78, 9), DENY, DENY), ("kill", (0, 9), DENY, DENY), ("kill", (2**32 - 1, 9), DENY, DENY),
-    ("tgkill", (77, 80, 6), ALLOW, ALLOW), ("tgkill", (1, 1, 6), DENY, ALLOW),
-    ("clone", (THREAD,), ALLOW, ALLOW), ("clone", (17,), DENY, ALLOW), ("clone", (1 << 28 | 17,), DENY, DENY),
-    ("clone", (THREAD | 1 << 30,), DENY, DENY), ("clone3", (), 0x00050026, 0x00050026),
-    ("execveat", (900, 0, 0, 0, 0x1000), ALLOW, ALLOW), ("execveat", (900, 0, 0, 0, 0), DENY, DENY),
-    ("execveat", (3, 0, 0, 0, 0x1000), DENY, DENY), ("prlimit64", (0, 7, 0, 1), ALLOW, ALLOW),
-    ("prlimit64", (0, 7, 1 << 32, 1), DENY, DENY), ("prlimit64", (1, 7, 0, 1), DENY, DENY),
-    ("fcntl", (0, 2), ALLOW, ALLOW), ("fcntl", (0, 8), DENY, DENY), ("fcntl", (0, 10), DENY, DENY),
-    ("ioctl", (0, 0x5401), ALLOW, ALLOW), ("ioctl", (0, 0x5412), DENY, DENY), ("prctl", (15,), ALLOW, ALLOW),
-    ("prctl", (22,), DENY, DENY), ("socketpair", (1, 1, 0), ALLOW, ALLOW), ("socketpair", (2, 1, 0), DENY, DENY),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "arguments", "program", "tools"), VERDICTS)
-def test_verdicts_of_the_filter(name: str, arguments: tuple[int, ...], program: int, tools: int) -> None:
-    for profile, verdict in (("program", program), ("tools", tools)):
-        code = fences.build_filter("x86_64", profile, 77)
-        assert run_filter(code, SYS[name], arguments) == verdict, profile
-
-
-@pytest.mark.parametrize("profile", ["program", "tools"])
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_everything_that_is_not_listed_is_refused(profile: str, machine: str) -> None:
-    code = fences.build_filter(machine, profile, 77)
-    assert len(code) // 8 <= 4096
-    listed = set(NUMBERS[machine].values())
-    arch = AUDIT_ARCH[machine]
-    for number in (*range(1100), 0x40000000, 0x40000000 + 1, 0xFFFFFFFF):
-        if number not in listed:
-            assert run_filter(code, number, arch=arch) == DENY, number
-    assert run_filter(code, 0, arch=0x40000003) == 0x80000000

@@ -68,7 +68,8 @@ def test_programs_on_text(programs: Programs, language: str, program: str) -> No
     assert result.share_passed(visible=False) == 1.0
     assert result.cpu_s > 0
     assert result.peak_rss > 0
-    assert (result.level, result.attempts) == ("kernel", 2)
+    assert result.level in ("kernel", "namespaces")
+    assert result.attempts == 2
     wrong = judge(programs, language, program.replace("a + b", "a * b + 1"), SUM)
     assert statuses(wrong) == ["passed", "failed"]
     assert wrong.status == "failed"
@@ -168,7 +169,9 @@ HEAD = """#define _GNU_SOURCE
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-static int bad(long r) { return r < 0 && (errno == EPERM || errno == EACCES || errno == ENOSYS); }
+static int bad(long r) {
+  return r < 0 && (errno == EPERM || errno == EACCES || errno == ENOSYS || errno == ENOENT || errno == EROFS);
+}
 """
 # Each expression must be true: the attack is refused.
 REFUSED = {
@@ -238,7 +241,7 @@ ENDINGS = [
     ("for (;;);", "timeout"),
     ("signal(SIGXCPU, SIG_IGN); for (;;);", "timeout"),
     ("abort();", "killed"),
-    ("raise(SIGKILL);", "killed"),
+    ("raise(SIGKILL);", "failed"),  # refused: a SIGKILL always comes from outside
     ("*(volatile int *)0 = 1;", "killed"),
     ("volatile char a[1 << 20]; int f(void); a[0] = 1; main();", "killed"),
     ("char *p; while ((p = malloc(1 << 20))) memset(p, 1, 1 << 20); puts(\"3\");", "passed"),

@@ -158,7 +158,7 @@ def test_tests_reward_applicability() -> None:
     assert not TestsReward().applies_to(make_task(tests=()))
     assert not TestsReward().applies_to(make_task(tests=TESTS[2:]))
     assert not TestsReward().applies_to(make_task(language="text"))
-    assert not TestsReward().applies_to(make_task(language="java"))
+    assert not TestsReward().applies_to(make_task(language="go"))
     assert score_one(TestsReward(), make_sample("x")).error is not None
 
 
@@ -254,7 +254,7 @@ def test_style_settings() -> None:
     unused = make_sample("import os\n\nX = 1\n")
     assert score_one(StyleReward(severity={"F": 0.5, "F401": 0.25}), unused).value == pytest.approx(1 - 0.25 / 2)
     assert score_one(StyleReward(ignore=["F401"]), unused).value == 1.0
-    assert not StyleReward().applies_to(make_task(language="java"))
+    assert not StyleReward().applies_to(make_task(language="go"))
     with pytest.raises(ValueError, match="severities"):
         StyleReward(severity={"E": 2.0})
     with pytest.raises(RuntimeError, match="ruff failed"):

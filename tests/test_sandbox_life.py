@@ -176,12 +176,13 @@ def test_less_than_asked_for_is_refused_with_the_remedy(without: tuple[str, ...]
 
 
 def test_a_fence_that_does_not_hold_is_not_counted() -> None:
-    fences = frozenset({"seccomp", "landlock", "mount", "pid", "net", "ipc", "user"})
+    fences = frozenset({"seccomp", "landlock", "mount", "pid", "net", "ipc", "user", "uid"})
     good, bad = TestOutcome(True, "passed", True), TestOutcome(False, "failed", True)
-    assert canary.surviving(fences, (good, good, good)) == (fences, [])
-    assert level_of(canary.surviving(fences, (bad, good, good))[0]) == Level.SYSCALLS
-    assert level_of(canary.surviving(fences, (good, bad, good))[0]) == Level.KERNEL
-    assert level_of(canary.surviving(fences, (good, good, bad))[0]) == Level.PROCESS
+    assert canary.surviving(fences, (good,) * 4) == (fences, [])
+    assert level_of(canary.surviving(fences, (bad, good, good, good))[0]) == Level.SYSCALLS
+    assert level_of(canary.surviving(fences, (good, bad, good, good))[0]) == Level.KERNEL
+    assert canary.surviving(fences, (good, good, bad, good))[0] == fences - {"uid"}
+    assert level_of(canary.surviving(fences, (good, good, good, bad))[0]) == Level.PROCESS
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_dterm.sandbox.seccomp import PYTHON_CALLS, build_filter, only_if, pid_slots
+from lightning_dterm.sandbox.seccomp import (
+    EXEC_FD,
+    PROGRAM_CALLS,
+    PYTHON_CALLS,
+    TOOLS_CALLS,
+    build_filter,
+    only_if,
+    pid_slots,
+    program_checks,
+    tools_checks,
+)
 from lightning_dterm.sandbox.syscalls import AUDIT_ARCH, NUMBERS
 
 ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
@@ -186,6 +196,71 @@ def test_foreign_architectures_and_numbers(machine: str) -> None:
 def test_no_number_runs_off_the_end(number: int) -> None:
     for machine in MACHINES:
         assert simulate(build_filter(machine, own_pid=PID), AUDIT_ARCH[machine], number) in (ALLOW, EPERM, ENOSYS)
+
+
+THREAD = 0x3D0F00
+VERDICTS = [  # call, arguments, as a program, as a compiler driver
+    ("read", (), ALLOW, ALLOW), ("fork", (), EPERM, ALLOW), ("vfork", (), EPERM, ALLOW), ("execve", (), EPERM, ALLOW),
+    ("wait4", (), EPERM, ALLOW), ("chmod", (), EPERM, ALLOW), ("fchmodat", (), EPERM, ALLOW),
+    ("utimensat", (), EPERM, ALLOW), ("truncate", (), EPERM, ALLOW), ("symlinkat", (), EPERM, EPERM),
+    ("setrlimit", (3,), EPERM, EPERM), ("socket", (), EPERM, EPERM), ("ptrace", (), EPERM, EPERM),
+    ("memfd_create", (), EPERM, EPERM), ("signalfd4", (), EPERM, EPERM), ("capget", (), EPERM, EPERM),
+    ("kill", (PID, 15), ALLOW, EPERM), ("kill", (PID, 9), EPERM, EPERM), ("kill", (PID + 1, 15), EPERM, EPERM),
+    ("kill", (0, 15), EPERM, EPERM), ("kill", (2**32 - 1, 15), EPERM, EPERM),
+    ("tgkill", (PID, 80, 6), ALLOW, ALLOW), ("tgkill", (1, 1, 6), EPERM, ALLOW), ("tgkill", (1, 1, 9), EPERM, EPERM),
+    ("clone", (THREAD,), ALLOW, ALLOW), ("clone", (17,), EPERM, ALLOW), ("clone", (0x4111,), EPERM, ALLOW),
+    ("clone", (1 << 28 | 17,), EPERM, EPERM), ("clone", (THREAD | 1 << 30,), EPERM, EPERM),
+    ("clone", (0x80 | 17,), EPERM, EPERM), ("clone3", (), ENOSYS, ENOSYS),
+    ("execveat", (EXEC_FD, 0, 0, 0, 0x1000), ALLOW, ALLOW), ("execveat", (EXEC_FD, 0, 0, 0, 0), EPERM, EPERM),
+    ("execveat", (3, 0, 0, 0, 0x1000), EPERM, EPERM), ("prlimit64", (0, 7, 0, 1), ALLOW, ALLOW),
+    ("prlimit64", (0, 7, 1 << 32, 1), EPERM, EPERM), ("prlimit64", (1, 7, 0, 1), EPERM, EPERM),
+    ("fcntl", (0, 2), ALLOW, ALLOW), ("fcntl", (0, 8), EPERM, EPERM), ("fcntl", (0, 10), EPERM, EPERM),
+    ("fcntl", (0, 1024), EPERM, EPERM), ("ioctl", (0, 0x5401), ALLOW, ALLOW), ("ioctl", (0, 0x5412), EPERM, EPERM),
+    ("prctl", (15,), ALLOW, ALLOW), ("prctl", (23,), ALLOW, ALLOW), ("prctl", (22,), EPERM, EPERM),
+    ("prctl", (4,), EPERM, EPERM), ("prctl", (1,), EPERM, EPERM),
+    ("socketpair", (1, 1, 0), ALLOW, ALLOW), ("socketpair", (2, 1, 0), EPERM, EPERM),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "program", "tools"), VERDICTS)
+def test_the_exec_profiles(machine: str, name: str, arguments: tuple[int, ...], program: int, tools: int) -> None:
+    if name not in NUMBERS[machine]:
+        assert name in ("fork", "vfork", "chmod"), "old calls that this machine never had"
+        return
+    filters = (
+        (build_filter(machine, PROGRAM_CALLS, PID, program_checks()), program),
+        (build_filter(machine, TOOLS_CALLS, PID, tools_checks()), tools),
+    )
+    for code, verdict in filters:
+        assert len(code) // 8 <= 4096
+        assert simulate(code, AUDIT_ARCH[machine], NUMBERS[machine][name], *arguments) == verdict
+
+
+def test_no_exec_profile_allows_what_it_does_not_list(machine: str) -> None:
+    for calls, checks in ((PROGRAM_CALLS, program_checks()), (TOOLS_CALLS, tools_checks())):
+        code = build_filter(machine, calls, PID, checks)
+        listed = {NUMBERS[machine][name] for name in calls if name in NUMBERS[machine]}
+        for number in (*range(1100), 0x40000000, 0x40000001, 0xFFFFFFFF):
+            if number not in listed:
+                assert simulate(code, AUDIT_ARCH[machine], number) in (EPERM, ENOSYS), number
+        assert simulate(code, 0x40000003, 0) == KILL
+
+
+def test_every_name_on_a_list_is_a_call_of_some_machine_and_the_lists_grow_in_order(machine: str) -> None:
+    assert PROGRAM_CALLS < TOOLS_CALLS
+    every = {name for table in NUMBERS.values() for name in table}
+    assert every >= PYTHON_CALLS | TOOLS_CALLS
+    # What a machine lacks are calls that it has under a newer name: aarch64 never had the old ones.
+    missing = (PYTHON_CALLS | TOOLS_CALLS) - NUMBERS[machine].keys()
+    newer = {name: (f"{name}at", f"{name}2", f"{name}1", f"p{name}", f"new{name}at", f"{name}64") for name in missing}
+    renamed = {"open": "openat", "stat": "newfstatat", "lstat": "newfstatat", "poll": "ppoll", "select": "pselect6",
+               "pipe": "pipe2", "dup2": "dup3", "pause": "ppoll", "alarm": "setitimer", "getpgrp": "getpgid",
+               "fork": "clone", "vfork": "clone", "creat": "openat", "rename": "renameat2", "rmdir": "unlinkat",
+               "time": "gettimeofday", "epoll_create": "epoll_create1", "epoll_wait": "epoll_pwait",
+               "eventfd": "eventfd2", "access": "faccessat", "chmod": "fchmodat", "getdents": "getdents64"}  # fmt: skip
+    for name in missing:
+        others = {renamed.get(name, ""), *newer[name]}
+        assert others & NUMBERS[machine].keys() or name == "arch_prctl", name  # arch_prctl: x86 only
 
 
 def test_lists_and_checks_of_ones_own() -> None:

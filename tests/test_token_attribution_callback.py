@@ -52,7 +52,7 @@ def rollout_of(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Rollout:
 def run(
     callback: TokenAttribution, tokenizer: Any, rollout: Rollout, world_size: int = 1, strategy: Any = None
 ) -> None:
-    trainer = SimpleNamespace(world_size=world_size, strategy=strategy)
+    trainer = SimpleNamespace(world_size=world_size, strategy=strategy, callbacks=[callback])
     callback.on_rewards_end(trainer, SimpleNamespace(tokenizer=tokenizer), rollout)  # type: ignore[arg-type]
 
 

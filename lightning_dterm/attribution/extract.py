@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from typing import NamedTuple
 
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
@@ -24,6 +25,7 @@ CharSpan = tuple[int, int]
 
 class _Block(NamedTuple):
     tag: str
+    indent: int
     start: int
     end: int
 
@@ -36,8 +38,9 @@ def extract_code(text: str, language: str) -> tuple[CharSpan, ...]:
     2. ``language="text"``: all that is left, without surrounding white space.
     3. With fenced blocks (three or more backticks or tildes on a line, indented or not): the insides of the blocks
        whose tag names the language or is empty, or of all blocks where there is none such. The lines of the fences do
-       not count; the line break that ends the last line of code does. An unclosed block reaches to the end. Fences
-       with nothing between them mean an empty program, not bare code.
+       not count; the line break that ends the last line of code does. Lines inside lose as much indentation as the
+       opening fence has, where they have it (CommonMark 0.31, 4.5), so that code in a list is code. An unclosed block
+       reaches to the end. Fences with nothing between them mean an empty program, not bare code.
     4. Without a fence: the whole text.
 
     Args:
@@ -58,7 +61,8 @@ def extract_code(text: str, language: str) -> tuple[CharSpan, ...]:
         return _subtract((0, len(text)), thoughts, text)
     wanted = _canonical(language)
     chosen = [block for block in blocks if not block.tag or _canonical(block.tag) == wanted] or blocks
-    return tuple(span for block in chosen for span in _subtract((block.start, block.end), thoughts, text))
+    removed = _united([*thoughts, *(span for block in chosen for span in _indentation(visible, block))])
+    return tuple(span for block in chosen for span in _subtract((block.start, block.end), removed, text))
 
 
 def _canonical(tag: str) -> str:
@@ -94,16 +98,40 @@ def _blank(text: str, ranges: list[CharSpan]) -> str:
     return "".join([*pieces, text[position:]])
 
 
+def _indentation(text: str, block: _Block) -> list[CharSpan]:
+    """The white space that the lines of an indented block share with its opening fence."""
+    found: list[CharSpan] = []
+    position = block.start
+    while block.indent and position < block.end:
+        stop = position
+        while stop < min(position + block.indent, block.end) and text[stop] in " \t":
+            stop += 1
+        found.append((position, stop))
+        position = text.find("\n", stop) + 1 or block.end
+    return [span for span in found if span[0] < span[1]]
+
+
+def _united(ranges: list[CharSpan]) -> list[CharSpan]:
+    """Ascending disjoint ranges that cover the same characters."""
+    found: list[CharSpan] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((start, end))
+    return found
+
+
 def _subtract(span: CharSpan, ranges: list[CharSpan], text: str) -> tuple[CharSpan, ...]:
-    """What is left of ``span`` outside the ranges; nothing at all where only white space is left."""
+    """What is left of ``span`` outside the ascending disjoint ranges; nothing at all where only white space is left."""
     left: list[CharSpan] = []
     position, end = span
-    for low, high in ranges:
-        if high <= position or low >= end:
-            continue
+    for low, high in ranges[max(bisect_right(ranges, (position, position)) - 1, 0) :]:
+        if low >= end:
+            break
         if position < low:
             left.append((position, low))
-        position = high
+        position = max(position, high)
     if position < end:
         left.append((position, end))
     return tuple(left) if any(text[low:high].strip() for low, high in left) else ()
@@ -112,7 +140,7 @@ def _subtract(span: CharSpan, ranges: list[CharSpan], text: str) -> tuple[CharSp
 def _fenced_blocks(text: str) -> list[_Block] | None:
     """The fenced blocks (insides without the fence lines), or None where there is no fence at all."""
     blocks: list[_Block] = []
-    opening: tuple[str, str, int] | None = None  # (fence, tag, offset of the first line inside)
+    opening: tuple[str, str, int, int] | None = None  # (fence, tag, indentation, offset of the first line inside)
     position = 0
     for line in text.split("\n"):
         following = position + len(line) + 1
@@ -121,13 +149,13 @@ def _fenced_blocks(text: str) -> list[_Block] | None:
         if opening is None:
             info = stripped[len(fence) :]
             if fence and "`" not in info:
-                opening = (fence, _tag(info), following)
+                opening = (fence, _tag(info), len(line) - len(line.lstrip(" \t")), following)
         elif fence and fence == stripped and fence.startswith(opening[0]):
-            blocks.append(_Block(opening[1], opening[2], position))
+            blocks.append(_Block(*opening[1:], position))
             opening = None
         position = following
-    if opening is not None and opening[2] <= len(text):
-        blocks.append(_Block(opening[1], opening[2], len(text)))
+    if opening is not None and opening[3] <= len(text):
+        blocks.append(_Block(*opening[1:], len(text)))
     elif opening is None and not blocks:
         return None
     return [block for block in blocks if block.start < block.end]

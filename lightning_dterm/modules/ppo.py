@@ -216,6 +216,7 @@ class PPOModule(CodeModule):
             finished=responses.finished,
             texts=self.decode(responses),
         )
+        dispatch(self.trainer, self, "on_generation_end", rollout)  # rewards may run beside the forward passes
         given = (prompt_ids, prompt_mask, responses.ids, responses.mask)
         scores = score_responses(self, *given, temperature=self.generation.temperature, critic=True)
         rollout.logprobs, rollout.ref_logprobs, rollout.values = scores.logprobs, scores.ref_logprobs, scores.values

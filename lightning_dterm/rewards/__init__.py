@@ -5,10 +5,11 @@ from lightning_dterm.rewards.compile import CompileReward
 from lightning_dterm.rewards.efficiency import EfficiencyReward
 from lightning_dterm.rewards.similarity import SimilarityReward
 from lightning_dterm.rewards.style import StyleReward
-from lightning_dterm.rewards.suite import RewardFailure, RewardSuite, SuiteResult
+from lightning_dterm.rewards.suite import Pending, RewardFailure, RewardSuite, SuiteResult
+from lightning_dterm.rewards.syntax import SyntaxReward
 from lightning_dterm.rewards.tests import TestsReward
 
 __all__ = [
-    "CompileReward", "EfficiencyReward", "FunctionReward", "RewardComponent", "RewardFailure", "RewardSuite",
-    "SimilarityReward", "StyleReward", "SuiteResult", "TestsReward",
+    "CompileReward", "EfficiencyReward", "FunctionReward", "Pending", "RewardComponent", "RewardFailure", "RewardSuite",
+    "SimilarityReward", "StyleReward", "SuiteResult", "SyntaxReward", "TestsReward",
 ]  # fmt: skip

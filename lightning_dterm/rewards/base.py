@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lightning_dterm.task_tests import visible_metadata
 from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
 
 if TYPE_CHECKING:
     from lightning_dterm.sandbox import Sandbox
 
-EXECUTABLE = frozenset({"python"})  # languages the sandbox can run
 PROSE = "text"
 
 
@@ -25,11 +25,14 @@ class RewardComponent(ABC):
         name: Column name; unique within a run.
         needs_execution: ``Sample.execution`` is filled in before :meth:`score`, for languages that can be run.
         needs_cost: ``Sample.execution.cost`` is measured too (implies execution).
+        overlaps: :meth:`score` mostly waits for other processes, touches neither torch nor other ranks, and so may run
+            in a thread while the policy's forward passes run. Where in doubt leave it False: it then runs after them.
     """
 
     name: str
     needs_execution: ClassVar[bool] = False
     needs_cost: ClassVar[bool] = False
+    overlaps: ClassVar[bool] = False
 
     @abstractmethod
     def applies_to(self, task: CodeTask) -> bool:
@@ -45,6 +48,10 @@ class RewardComponent(ABC):
             Exception: Of any kind, if the component itself breaks: :class:`RewardSuite` counts these samples as failed
                 and masks the component there. A failure of single samples belongs into their ``RewardResult.error``.
         """
+
+    def reads_execution(self, task: CodeTask) -> bool:
+        """Whether :meth:`score` reads ``Sample.execution`` for this task; without a verdict it is then masked."""
+        return self.needs_execution or self.needs_cost
 
     def setup(self, sandbox: Sandbox | None = None) -> None:  # noqa: B027 - optional hook
         """Called once before the first :meth:`score`; ``sandbox`` is the run's, for components that execute more."""
@@ -107,8 +114,8 @@ class FunctionReward(RewardComponent):
 
     ``columns`` are lists, one entry per sample: every field of :class:`CodeTask` but the prompt (``reference``,
     ``task_type``, ``tests``, ...), and every key of the tasks' ``metadata`` that is not such a field. ``tests`` holds
-    the visible tests only. A function without ``**kwargs`` is given the columns it names. ``None`` means not
-    applicable.
+    the visible tests only, and so do ``io_tests`` and ``assert_tests``. A function without ``**kwargs`` is given the
+    columns it names. ``None`` means not applicable.
 
     Args:
         function: The function, or its import path ``package.module.name``.
@@ -164,9 +171,10 @@ def _columns(tasks: Sequence[CodeTask]) -> dict[str, list[Any]]:
     names = [field.name for field in fields(CodeTask) if field.name not in ("prompt", "tests")]
     columns: dict[str, list[Any]] = {name: [getattr(task, name) for task in tasks] for name in names}
     columns["tests"] = [tuple(test for test in task.tests if test.visible) for task in tasks]
+    columns["metadata"] = metadata = [visible_metadata(task) for task in tasks]
     taken = {*columns, "prompt", "prompts", "completions"}
-    for key in sorted({key for task in tasks for key in task.metadata} - taken):
-        columns[key] = [task.metadata.get(key) for task in tasks]
+    for key in sorted({key for one in metadata for key in one} - taken):
+        columns[key] = [one.get(key) for one in metadata]
     return columns
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tree_sitter
 
-from lightning_dterm.rewards.base import EXECUTABLE, PROSE, RewardComponent, is_empty, line_starts, position_span
+from lightning_dterm.execution import compiler_options, judge_for
+from lightning_dterm.rewards.base import PROSE, RewardComponent, is_empty, line_starts, position_span
 from lightning_dterm.sandbox.languages import CompileLimits, Compilers, Report, Stage, Text, canonical
-from lightning_dterm.sandbox.languages.process import FENCES
-from lightning_dterm.sandbox.levels import Level
+from lightning_dterm.task_tests import has_tests
 from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
 
 if TYPE_CHECKING:
@@ -51,13 +51,14 @@ class CompileReward(RewardComponent):
             programs stand alone (with tests, or ``metadata["standalone"]``), ``parse`` for fragments that lean on
             code which is not there, as in CodeXGLUE. Compilers without a separate parser always do all they can.
         fallback: Use tree-sitter where the compiler is missing; otherwise such tasks are masked.
-        limits: Limits of one compilation.
+        limits: Limits of one compilation; without any, the run's compilers are used, which build its tests as well.
 
     Raises:
         ValueError: a decay that is not positive, ``max_errors`` below 1, or an unknown stage.
     """
 
     needs_execution: ClassVar[bool] = True
+    overlaps: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -78,19 +79,15 @@ class CompileReward(RewardComponent):
             raise ValueError(f"CompileReward: stage must be 'auto', 'parse' or 'full', got {stage!r}.")
         self.name, self.lam, self.lam_by_language = name, lam, decays
         self.max_errors, self.stage, self.fallback, self.limits = max_errors, stage, fallback, limits
+        self._sandbox: Sandbox | None = None
         self._compilers: Compilers | None = None
-        self._options: dict[str, Any] = {}
 
     def setup(self, sandbox: Sandbox | None = None) -> None:
-        """Take over the sandbox's number of slots and its opt-ins."""
-        if sandbox is not None and self._compilers is None:
-            missing = set(sandbox.allow_missing)
-            missing |= {"landlock"} if sandbox.min_level < Level.KERNEL else set()
-            missing |= {"seccomp"} if sandbox.min_level < Level.SYSCALLS else set()
-            self._options = {"slots": sandbox.slots, "allow_missing": sorted(missing & FENCES)}
+        """Take the run's sandbox: its compilers, or with limits of one's own its slots and opt-ins."""
+        self._sandbox = sandbox
 
     def close(self) -> None:
-        """End the compilers."""
+        """End compilers of one's own."""
         if self._compilers is not None:
             self._compilers.close()
             self._compilers = None
@@ -101,13 +98,20 @@ class CompileReward(RewardComponent):
     @property
     def compilers(self) -> Compilers:
         """The compilers in use; made on first use, processes start with the first program."""
+        if self._sandbox is not None and self.limits is None:
+            return judge_for(self._sandbox).compilers
         if self._compilers is None:
-            self._compilers = Compilers(limits=self.limits, **self._options)
+            options = {"limits": self.limits} if self._sandbox is None else compiler_options(self._sandbox, self.limits)
+            self._compilers = Compilers(**options)
         return self._compilers
+
+    def reads_execution(self, task: CodeTask) -> bool:
+        """Python's errors come with its run; other languages' from their own compilers."""
+        return canonical(task.language) == "python"
 
     def applies_to(self, task: CodeTask) -> bool:
         """Tasks in Python, or in a language with a compiler (or, as a fallback, a grammar)."""
-        if task.language in EXECUTABLE:
+        if canonical(task.language) == "python":
             return True
         if task.language == PROSE:
             return False
@@ -126,12 +130,12 @@ class CompileReward(RewardComponent):
         return [self._score(sample, reports.get(index)) for index, sample in enumerate(samples)]
 
     def _needs_compiler(self, language: str) -> bool:
-        return language not in EXECUTABLE and self.compilers.supports(language)
+        return canonical(language) != "python" and self.compilers.supports(language)
 
     def _stage(self, task: CodeTask) -> Stage:
         if self.stage == "parse" or self.stage == "full":
             return self.stage
-        alone = task.metadata.get("standalone", bool(task.tests) or task.metadata.get("io_tests"))
+        alone = task.metadata.get("standalone", has_tests(task))
         return "full" if alone else "parse"
 
     def _score(self, sample: Sample, report: Report | None) -> RewardResult:
@@ -139,7 +143,7 @@ class CompileReward(RewardComponent):
             return RewardResult(0.0, details={"method": "empty"})
         if report is not None:
             return self._from_report(sample, report)
-        if sample.task.language in EXECUTABLE:
+        if canonical(sample.task.language) == "python":
             if sample.execution is None:
                 return RewardResult(None, error="the program was not compiled")
             return self._value(sample, _python_spans(sample), "cpython")

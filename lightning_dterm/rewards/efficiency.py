@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar
 
-from lightning_dterm.rewards.base import EXECUTABLE, RewardComponent, is_empty
+from lightning_dterm.execution import TaskJudge, judge_for
+from lightning_dterm.rewards.base import PROSE, RewardComponent, is_empty
 from lightning_dterm.sandbox import Job, Sandbox
+from lightning_dterm.sandbox.languages import canonical
+from lightning_dterm.task_tests import has_calls, has_tests
 from lightning_dterm.types import CodeTask, RewardResult, Sample
 
-
-def visible_tests_of(task: CodeTask) -> bool:
-    """Whether the task has a visible test."""
-    return any(test.visible for test in task.tests)
+_log = logging.getLogger(__name__)
+_UNCOUNTED = "no deterministic counter: its visible tests are texts, or assertions that are no calls"
 
 
 class EfficiencyReward(RewardComponent):
@@ -23,7 +26,8 @@ class EfficiencyReward(RewardComponent):
     :mod:`lightning_dterm.sandbox.meter`): the same run after run, however loaded the machine is. A program that passes
     but cannot be metered (it reaches for frames, modules beyond the algorithmic ones...) gets 0. The reference's cost
     is measured once per task and kept. Not applicable without visible tests, without a reference that can be metered,
-    to prose, and to languages that cannot be run. No evidence: uniform.
+    and where there is no deterministic counter, which is said once: languages other than Python, whole programs on
+    text, and assertions that cannot be made into calls (``details["reason"]``). No evidence: uniform.
 
     Args:
         name: Column name.
@@ -32,27 +36,47 @@ class EfficiencyReward(RewardComponent):
 
     needs_execution: ClassVar[bool] = True
     needs_cost: ClassVar[bool] = True
+    overlaps: ClassVar[bool] = True
 
     def __init__(self, name: str = "efficiency", sandbox: Sandbox | None = None) -> None:
         self.name = name
         self._sandbox = sandbox
-        self._reference_cost: dict[tuple[str, bytes], int | None] = {}
+        self._references: dict[tuple[str, bytes], int | None] = {}
 
     def setup(self, sandbox: Sandbox | None = None) -> None:
         """Take the run's sandbox."""
         self._sandbox = sandbox or self._sandbox
 
+    @property
+    def _judge(self) -> TaskJudge:
+        return judge_for(self._sandbox)
+
     def applies_to(self, task: CodeTask) -> bool:
-        """Tasks in a language that can be run, with a reference and a visible test."""
-        return task.language in EXECUTABLE and bool(task.reference.strip()) and visible_tests_of(task)
+        """Python tasks with a reference and a visible test that calls a function."""
+        if not task.reference.strip() or not has_tests(task, visible=True):
+            return False
+        if task.language == PROSE:
+            return False
+        python = canonical(task.language) == "python"
+        if not (python and has_calls(task)):
+            _say_once(self.name, "programs on text" if python else f"programs in {task.language!r}")
+            return False
+        return True
 
     def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
         """Compare each passing program's cost with its reference's."""
-        self._measure_references([sample.task for sample in samples if _passes(sample)])
-        return [self._score(sample) for sample in samples]
+        judged = [sample for sample in samples if sample.execution is None or sample.execution.status != "infra"]
+        counted = {id(sample.task): self._is_counted(sample.task) for sample in judged}
+        self._measure_references([one.task for one in judged if _passes(one) and counted[id(one.task)]])
+        return [self._score(sample, counted.get(id(sample.task), True)) for sample in samples]
 
-    def _score(self, sample: Sample) -> RewardResult:
+    def _is_counted(self, task: CodeTask) -> bool:
+        return any(test.visible for test in task.tests) or bool(self._judge.cost_tests(task))
+
+    def _score(self, sample: Sample, counted: bool) -> RewardResult:
         result = sample.execution
+        if not counted:
+            return RewardResult(None, details={"reason": _UNCOUNTED})
         if is_empty(sample):
             return RewardResult(0.0)
         if result is None:
@@ -61,7 +85,7 @@ class EfficiencyReward(RewardComponent):
             return RewardResult(None, error=f"sandbox: {result.exception or 'infra'}")
         if not _passes(sample):
             return RewardResult(0.0, details={"passes": False})
-        reference = self._reference_cost.get(_key(sample.task))
+        reference = self._references.get(_key(sample.task))
         if reference is None:
             return RewardResult(
                 None,
@@ -73,18 +97,23 @@ class EfficiencyReward(RewardComponent):
         return RewardResult(min(1.0, reference / max(result.cost, 1)), details=details)
 
     def _measure_references(self, tasks: Sequence[CodeTask]) -> None:
-        missing = {_key(task): task for task in tasks if _key(task) not in self._reference_cost}
+        missing = {_key(task): task for task in tasks if _key(task) not in self._references}
         if not missing:
             return
         if self._sandbox is None:
             raise RuntimeError(f"{self.name}: no sandbox to run reference solutions in; call setup(sandbox) first.")
         jobs = [
-            Job(task.prefix + task.reference, task.entry_point, tuple(t for t in task.tests if t.visible), True)
+            Job(task.prefix + task.reference, task.entry_point, self._judge.cost_tests(task), True)
             for task in missing.values()
         ]
         for key, result in zip(missing, self._sandbox.run_many(jobs), strict=True):
             if result.status != "infra":  # an accident of ours is tried again next time
-                self._reference_cost[key] = result.cost
+                self._references[key] = result.cost
+
+
+@lru_cache(maxsize=256)
+def _say_once(name: str, what: str) -> None:
+    _log.warning("Reward %r does not apply to %s: there is no deterministic counter of their work.", name, what)
 
 
 def _passes(sample: Sample) -> bool:

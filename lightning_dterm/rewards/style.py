@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_dterm.rewards.base import RewardComponent, is_empty, line_starts, position_span
 from lightning_dterm.types import CodeTask, RewardResult, Sample
+
+if TYPE_CHECKING:
+    from lightning_dterm.sandbox import Sandbox
 
 DEFAULT_SELECT = ("E", "F", "W", "B", "S")
 # assert is what tests are made of; a completion need not end in a newline.
 DEFAULT_IGNORE = ("S101", "W292")
 # Longest prefix wins. F and B mean likely bugs, S security, E and W layout.
 DEFAULT_SEVERITY: Mapping[str, float] = {"E": 0.5, "W": 0.25, "F": 1.0, "B": 1.0, "S": 1.0}
+_RULE = re.compile(r"[A-Z]+[0-9]*")
 _SYNTAX = (None, "invalid-syntax", "E999")
 _TIMEOUT_S = 120.0
 
 
 class StyleReward(RewardComponent):
-    """``1 - min(1, sum of severities / code lines)``: 1 without a violation, never higher with one more.
+    """``1 - min(1, sum of weighted violations / code lines)``: 1 without a violation, never higher with one more.
 
     Only violations that start inside the completion count (not those in ``task.prefix``); code lines are the
     completion's lines that are neither blank nor only a comment (at least 1). ``# noqa`` comments are ignored, so a
     program cannot excuse itself. A program that does not parse (or that crashes Ruff) gets 0. Evidence: each
-    violation's own span, weighted by its severity. Python only.
+    violation's own span, weighted by its severity (times ``autofixable`` where Ruff has a safe fix). Python only.
 
     Args:
         name: Column name.
@@ -36,10 +41,15 @@ class StyleReward(RewardComponent):
         ignore: Rules left out.
         severity: Rule prefix to severity in [0, 1], the longest prefix wins; 1 where none fits.
         line_length: For E501.
+        autofixable: Factor in [0, 1] on the severity of what ``ruff check --fix`` would mend by itself (safe fixes).
 
     Raises:
         RuntimeError: Ruff is not installed.
+        ValueError: A severity or factor is out of range, a severity names no rule, or ``line_length`` is not positive;
+            at :meth:`setup`, Ruff refuses the rules.
     """
+
+    overlaps: ClassVar[bool] = True  # it waits for Ruff
 
     def __init__(
         self,
@@ -48,17 +58,35 @@ class StyleReward(RewardComponent):
         ignore: Sequence[str] = DEFAULT_IGNORE,
         severity: Mapping[str, float] | None = None,
         line_length: int = 88,
+        autofixable: float = 1.0,
     ) -> None:
         self.name = name
         self.severity = dict(DEFAULT_SEVERITY if severity is None else severity)
         if bad := {rule: value for rule, value in self.severity.items() if not 0 <= value <= 1}:
             raise ValueError(f"StyleReward: severities must lie in [0, 1], got {bad}.")
+        if odd := [rule for rule in self.severity if not _RULE.fullmatch(rule)]:
+            raise ValueError(
+                f"StyleReward: severity names no Ruff rule or prefix: {', '.join(odd)} (as in S, E5, F401)."
+            )
+        if not 0 <= autofixable <= 1:
+            raise ValueError(f"StyleReward: autofixable must lie in [0, 1], got {autofixable}.")
+        if line_length < 1:
+            raise ValueError(f"StyleReward: line_length must be at least 1, got {line_length}.")
+        self.autofixable = autofixable
         version = f"py{sys.version_info.major}{sys.version_info.minor}"
         self._command = [
             _find_ruff(), "check", "--isolated", "--no-cache", "--no-respect-gitignore", "--ignore-noqa", "--quiet",
             "--output-format", "json", "--target-version", version, "--line-length", str(line_length),
             "--select", ",".join(select), "--ignore", ",".join(ignore),
         ]  # fmt: skip
+
+    def setup(self, sandbox: Sandbox | None = None) -> None:
+        """Let Ruff check the rules, so that a wrong one ends the run before it begins."""
+        try:
+            self._run_ruff([""])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"StyleReward: select or ignore is wrong: {reason}") from error
 
     def applies_to(self, task: CodeTask) -> bool:
         """Python tasks."""
@@ -75,6 +103,11 @@ class StyleReward(RewardComponent):
         matches = [prefix for prefix in self.severity if code.startswith(prefix)]
         return self.severity[max(matches, key=len)] if matches else 1.0
 
+    def _weight(self, item: Mapping[str, Any]) -> float:
+        severity = self.severity_of(item["code"])
+        fix = item.get("fix")
+        return severity * self.autofixable if fix and fix.get("applicability") == "safe" else severity
+
     def _score(self, sample: Sample, diagnostics: list[dict[str, Any]] | None) -> RewardResult:
         if diagnostics is None:
             return RewardResult(0.0, details={"crashed_ruff": True})
@@ -82,7 +115,7 @@ class StyleReward(RewardComponent):
         program, starts = sample.program, line_starts(sample.program)
         spans, codes = [], []
         for item in syntax or diagnostics:
-            weight = 1.0 if syntax else self.severity_of(item["code"])
+            weight = 1.0 if syntax else self._weight(item)
             ends = [(item[key]["row"], item[key]["column"]) for key in ("location", "end_location")]
             span = position_span(program, starts, ends[0], ends[1], weight)
             if span.start >= len(sample.task.prefix) and weight > 0:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from lightning_dterm.rewards.base import EXECUTABLE, RewardComponent
-from lightning_dterm.sandbox import Job, Sandbox
+from lightning_dterm.execution import Request, TaskJudge, judge_for
+from lightning_dterm.rewards.base import RewardComponent
+from lightning_dterm.sandbox import Sandbox
+from lightning_dterm.sandbox.languages import canonical
+from lightning_dterm.task_tests import TEST_LISTS, has_tests
 from lightning_dterm.types import RewardResult, Sample, Span
 
 _log = logging.getLogger(__name__)
@@ -35,6 +39,8 @@ class SuiteResult:
         results: Per sample, component name to its result.
         seconds: Wall-clock seconds per component, and ``execution`` for the sandbox.
         failures: Failed results per component in this batch.
+        busy: Seconds from the start of the execution to the last component that may overlap with other work.
+        waited: Seconds the caller stood still for them.
     """
 
     names: tuple[str, ...]
@@ -44,6 +50,52 @@ class SuiteResult:
     results: list[dict[str, RewardResult]]
     seconds: dict[str, float]
     failures: dict[str, int]
+    busy: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What can be had of a batch while something else goes on: executions, and the columns that mostly wait."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    columns: dict[str, list[RewardResult]] = field(default_factory=dict)
+    busy: float = 0.0
+
+
+class Pending:
+    """A batch whose rewards are under way in a thread; :meth:`result` is to be called once."""
+
+    def __init__(self, suite: RewardSuite, samples: Sequence[Sample]) -> None:
+        self._suite, self._samples = suite, samples
+        self._prepared: _Prepared | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="rewards", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._prepared = self._suite._prepare(self._samples)
+        except BaseException as error:  # raised where the result is asked for
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait for what is under way, and ask for nothing."""
+        self._thread.join()
+
+    def result(self) -> SuiteResult:
+        """Wait for what is under way and do the rest, in this thread.
+
+        Raises:
+            RewardFailure: see :meth:`RewardSuite.score`; and whatever stopped the execution.
+        """
+        started = time.perf_counter()
+        self.wait()
+        waited = time.perf_counter() - started
+        if self._error is not None:
+            raise self._error
+        assert self._prepared is not None
+        return self._suite._finish(self._samples, self._prepared, waited)
 
 
 class RewardSuite:
@@ -79,13 +131,19 @@ class RewardSuite:
         self.scored: Counter[str] = Counter()
         self._recent = {name: deque[bool](maxlen=window) for name in self.names}
 
+    @property
+    def judge(self) -> TaskJudge:
+        """What runs the tests, in all languages."""
+        return judge_for(self.sandbox)
+
     def setup(self) -> None:
         """Set up every component with the suite's sandbox."""
         for component in self.components:
             component.setup(self.sandbox)
 
     def close(self) -> None:
-        """Close every component."""
+        """Close every component and the compilers; waits for what is under way."""
+        self.judge.close()
         for component in self.components:
             component.close()
 
@@ -95,13 +153,33 @@ class RewardSuite:
         Raises:
             RewardFailure: a component failed on more than ``max_failures`` of its recent samples.
         """
-        seconds = {"execution": self._execute(samples)}
+        prepared = self._prepare(samples)
+        return self._finish(samples, prepared, prepared.busy)
+
+    def start(self, samples: Sequence[Sample]) -> Pending:
+        """Begin :meth:`score` in a thread: the executions, and components that :attr:`RewardComponent.overlaps`.
+
+        Scores do not depend on it: components that may touch torch, random numbers or other ranks, and all counting,
+        wait for :meth:`Pending.result`.
+        """
+        return Pending(self, samples)
+
+    def _prepare(self, samples: Sequence[Sample]) -> _Prepared:
+        started = time.perf_counter()
+        prepared = _Prepared({"execution": self._execute(samples)})
+        for component in self.components:
+            if component.overlaps:
+                self._score_column(component, samples, prepared)
+        prepared.busy = time.perf_counter() - started
+        return prepared
+
+    def _finish(self, samples: Sequence[Sample], prepared: _Prepared, waited: float) -> SuiteResult:
         results: list[dict[str, RewardResult]] = [{} for _ in samples]
         failures: dict[str, int] = {}
         for component in self.components:
-            started = time.perf_counter()
-            column = self._column(component, samples)
-            seconds[component.name] = time.perf_counter() - started
+            if component.name not in prepared.columns:
+                self._score_column(component, samples, prepared)
+            column = prepared.columns[component.name]
             for row, result in zip(results, column, strict=True):
                 row[component.name] = result
             failures[component.name] = self._count(component.name, column)
@@ -109,7 +187,14 @@ class RewardSuite:
         scores = torch.tensor(values, dtype=torch.float32).reshape(len(samples), len(self.names))
         evidence = [_evidence(sample, row) for sample, row in zip(samples, results, strict=True)]
         outcome = torch.tensor([outcome_of(sample) for sample in samples], dtype=torch.float32)
-        return SuiteResult(self.names, scores, evidence, outcome, results, seconds, failures)
+        return SuiteResult(
+            self.names, scores, evidence, outcome, results, prepared.seconds, failures, prepared.busy, waited
+        )
+
+    def _score_column(self, component: RewardComponent, samples: Sequence[Sample], prepared: _Prepared) -> None:
+        started = time.perf_counter()
+        prepared.columns[component.name] = self._column(component, samples)
+        prepared.seconds[component.name] = time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         """Cumulative counts and the components' own states; plain data."""
@@ -131,27 +216,26 @@ class RewardSuite:
 
     def _execute(self, samples: Sequence[Sample]) -> float:
         started = time.perf_counter()
-        jobs: dict[int, Job] = {}
+        requests: dict[int, Request] = {}
         for index, sample in enumerate(samples):
-            if (job := self._job(sample)) is not None:
-                jobs[index] = job
-        # The K completions of a prompt often repeat: each distinct job runs once.
-        distinct = {_identity(job): job for job in jobs.values()}
-        verdicts = dict(zip(distinct, self.sandbox.run_many(list(distinct.values())), strict=True))
-        for index, job in jobs.items():
-            samples[index].execution = verdicts[_identity(job)]
+            if (request := self._request(sample)) is not None:
+                requests[index] = request
+        # The K completions of a prompt often repeat: each distinct request is judged once.
+        distinct = {_identity(request): request for request in requests.values()}
+        verdicts = dict(zip(distinct, self.judge.run(list(distinct.values())), strict=True))
+        for index, request in requests.items():
+            samples[index].execution = verdicts[_identity(request)]
         return time.perf_counter() - started
 
-    def _job(self, sample: Sample) -> Job | None:
+    def _request(self, sample: Sample) -> Request | None:
         """The one run that serves all components and the outcome: all tests, visible and hidden."""
         task = sample.task
-        readers = [c for c in self.components if (c.needs_execution or c.needs_cost) and c.applies_to(task)]
-        judged = task.success_metric == "tests" and bool(task.tests)
-        if task.language not in EXECUTABLE or not (readers or judged):
+        readers = [c for c in self.components if c.reads_execution(task) and c.applies_to(task)]
+        judged = task.success_metric == "tests" and self.judge.judges(task)
+        python = canonical(task.language) == "python"
+        if not (readers or judged) or not (python or has_tests(task)):
             return None
-        if not task.tests:
-            return Job(sample.program, None)
-        return Job(sample.program, task.entry_point, task.tests, any(c.needs_cost for c in readers))
+        return Request(task, sample.program, any(c.needs_cost for c in readers))
 
     def _column(self, component: RewardComponent, samples: Sequence[Sample]) -> list[RewardResult]:
         column = [RewardResult(None)] * len(samples)
@@ -159,7 +243,7 @@ class RewardSuite:
             rows = [index for index, sample in enumerate(samples) if component.applies_to(sample.task)]
         except Exception as error:
             return [self._failed(component, error)] * len(samples)
-        lost = {index for index in rows if component.needs_execution and _is_infra(samples[index])}
+        lost = {index for index in rows if component.reads_execution(samples[index].task) and _is_infra(samples[index])}
         for index in lost:
             execution = samples[index].execution
             column[index] = RewardResult(None, error=f"sandbox: {execution.exception if execution else 'lost'}")
@@ -237,8 +321,10 @@ def _is_infra(sample: Sample) -> bool:
     return sample.execution is not None and sample.execution.status == "infra"
 
 
-def _identity(job: Job) -> tuple[str, str | None, int, bool]:
-    return job.program, job.entry_point, id(job.tests), job.measure_cost
+def _identity(request: Request) -> Hashable:
+    task = request.task
+    metadata = id(task.metadata) if any(name in task.metadata for name in TEST_LISTS) else None
+    return request.program, task.language, task.entry_point, id(task.tests), metadata, request.measure_cost
 
 
 def _value(result: RewardResult) -> float:

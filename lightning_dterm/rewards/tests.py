@@ -4,36 +4,53 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from lightning_dterm.rewards.base import EXECUTABLE, RewardComponent, is_empty, line_span, line_starts
+from lightning_dterm.execution import judge_for
+from lightning_dterm.rewards.base import RewardComponent, is_empty, line_span, line_starts
+from lightning_dterm.task_tests import has_tests
 from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
+
+if TYPE_CHECKING:
+    from lightning_dterm.sandbox import Sandbox
 
 
 class TestsReward(RewardComponent):
     """``passed / visible tests``. Hidden tests never count: they are the success metric's.
 
-    Evidence: the lines where visible tests raised or hung, weighted by how many did; none where none did (uniform).
-    ``details`` carry the sandbox's status, level and trust. Not applicable without visible tests, to prose, and to
-    languages that cannot be run; a program that the sandbox could not judge (``infra``) is a failure of ours: masked.
+    Tests are calls, Python assertions or text in against text out (:mod:`lightning_dterm.task_tests`), in Python, C,
+    C++, Java and JavaScript (:mod:`lightning_dterm.execution`). Evidence: the lines where visible tests raised or hung,
+    weighted by how many did; none where none did (uniform). ``details`` carry the sandbox's status, level and trust.
+    Not applicable without visible tests, to prose, and to languages that cannot be run or whose compiler is not
+    installed; a program that the sandbox could not judge (``infra``) is a failure of ours: masked.
+
+    Args:
+        name: Column name.
+        in_process: Score tests that ran in the program's own process too (``trust="in_process"``), although their
+            verdict is only a claim; False masks such samples.
     """
 
     __test__ = False  # not a pytest class
     needs_execution: ClassVar[bool] = True
+    overlaps: ClassVar[bool] = True
 
-    def __init__(self, name: str = "tests") -> None:
-        self.name = name
+    def __init__(self, name: str = "tests", in_process: bool = True) -> None:
+        self.name, self.in_process = name, in_process
+        self._sandbox: Sandbox | None = None
+
+    def setup(self, sandbox: Sandbox | None = None) -> None:
+        """Take the run's sandbox, whose judge knows what can be run."""
+        self._sandbox = sandbox
 
     def applies_to(self, task: CodeTask) -> bool:
-        """Tasks in a language that can be run, with at least one visible test."""
-        return task.language in EXECUTABLE and any(test.visible for test in task.tests)
+        """Tasks in a language that can be run here, with at least one visible test."""
+        return has_tests(task, visible=True) and judge_for(self._sandbox).runs(task.language)
 
     def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
         """Read the visible outcomes of ``Sample.execution``."""
         return [self._score(sample) for sample in samples]
 
-    @staticmethod
-    def _score(sample: Sample) -> RewardResult:
+    def _score(self, sample: Sample) -> RewardResult:
         if is_empty(sample):
             return RewardResult(0.0, details={"status": "empty"})
         result = sample.execution
@@ -41,6 +58,8 @@ class TestsReward(RewardComponent):
             return RewardResult(None, error="the program was not executed")
         if result.status == "infra":  # our fault: masked and counted, never 0
             return RewardResult(None, error=f"sandbox: {result.exception or 'infra'}")
+        if result.trust == "in_process" and not self.in_process:
+            return RewardResult(None, details={"trust": result.trust})
         visible = [outcome for outcome in result.per_test if outcome.visible]
         lines = Counter(outcome.line for outcome in visible if outcome.line is not None)
         details = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 import time
+from pathlib import Path
 
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, FENCES, Level, level_of, missing_for
 from lightning_dterm.sandbox.result import Job
@@ -22,6 +24,7 @@ _WHAT = {
     "pid": "processes of its own, one kill ends all",
     "net": "no network devices",
     "ipc": "no shared memory or queues of others",
+    "uid": "a uid for each slot: limits on processes count, nothing shared with other users",
 }
 _ALWAYS = "rlimits, no new privileges, no capabilities, private result channel, output caps, wall-clock kill"
 
@@ -50,6 +53,8 @@ def doctor(slots: int) -> int:
     print(f"{'(always)':<10} {'yes':<6} {_ALWAYS}")
     for name in FENCES:
         print(f"{name:<10} {'yes' if name in state.fences else 'NO':<6} {_WHAT[name]}")
+    present, why = cgroups()
+    print(f"{'cgroup':<10} {'there' if present else 'NO':<6} never used: {why}")
     print(f"\nlevel: {level.label} (default minimum: {DEFAULT_LEVEL.label}); canaries ran")
     print(f"start: {start_s:.2f} s; {rate:.0f} small programs per second on {slots} slots")
     for missing in missing_for(Level.NAMESPACES, state.fences):
@@ -57,6 +62,35 @@ def doctor(slots: int) -> int:
     if state.reasons:
         print(f"the kernel said: {state.reasons}")
     return 0 if level >= DEFAULT_LEVEL else 1
+
+
+def cgroups(proc: str = "/proc/self", root: str = "/sys/fs/cgroup") -> tuple[bool, str]:
+    """Whether memory and pids controllers of cgroup v2 are delegated to this process, and what stands in for them.
+
+    The sandbox does not use them: a delegated group takes controllers only once every process has left it, the trainer
+    and whatever else its manager put there, which is not a library's to move.
+    """
+    stand_in = "address-space and process limits per program, and the out-of-memory killer takes programs first"
+    try:
+        lines = Path(proc, "cgroup").read_text(encoding="utf-8").splitlines()
+        mounts = Path(proc, "mountinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False, f"no cgroups in /proc; {stand_in}"
+    path = next((line[3:] for line in lines if line.startswith("0::")), None)
+    places = re.findall(r"^(?:\S+ ){3}(/\S*) (\S+) .* - cgroup2 ", mounts, re.MULTILINE)
+    if path is None or not places:
+        return False, f"no cgroup v2; {stand_in}"
+    folder = Path(places[0][1] if root == "/sys/fs/cgroup" else root, path.lstrip("/"))
+    try:
+        controllers = set((folder / "cgroup.controllers").read_text(encoding="ascii").split())
+    except OSError:
+        controllers = set()
+    missing = {"memory", "pids"} - controllers
+    if missing:
+        return False, f"no {' and no '.join(sorted(missing))} controller for this process; {stand_in}"
+    if not os.access(folder, os.W_OK) or not os.access(folder / "cgroup.procs", os.W_OK):
+        return False, f"not delegated to this user; {stand_in}"
+    return True, f"its processes would have to move; {stand_in}"
 
 
 def _throughput(slots: int, programs: int = 100) -> float:

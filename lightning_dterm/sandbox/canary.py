@@ -71,6 +71,7 @@ ATTEMPTS = {
         lambda: writes(os.path.dirname(os.__file__) + '/canary.py'), lambda: os.listdir('/home') is not None,
         lambda: makes('/tmp/lightning-dterm-canary-folder'),
     ],
+    'uid': [lambda: os.getuid() in (0, 65534), lambda: os.geteuid() in (0, 65534), lambda: os.setuid(0) is None],
     'spaces': [lambda: other() != 1, lambda: os.path.exists('/proc/self'), lambda: os.path.exists('/home')],
 }
 
@@ -85,7 +86,7 @@ def canary(kind):
     return done
 """
 # Without seccomp its attempts may end the process, so they come last.
-_KINDS = ("files", "spaces", "seccomp")
+_KINDS = ("files", "spaces", "uid", "seccomp")
 ATTACK_TESTS = tuple(CallTest((kind,), []) for kind in _KINDS)
 
 
@@ -109,5 +110,7 @@ def surviving(fences: frozenset[str], outcomes: tuple[Any, ...]) -> tuple[frozen
         lost |= {"landlock", "mount"}
     if "spaces" in broken:
         lost |= {"mount", "pid", "net", "ipc", "user"}
+    if "uid" in broken:
+        lost |= {"uid"}
     lost &= fences
     return fences - lost, [f"{name} did not hold against an attack canary" for name in sorted(lost)]

@@ -26,11 +26,12 @@ from lightning_dterm.sandbox.judge import Judged, Keep, overall
 from lightning_dterm.sandbox.judge_process import MESSAGE
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, Level
 from lightning_dterm.sandbox.result import Job, Result, TestOutcome, from_plain
-from lightning_dterm.sandbox.slot import SandboxUnavailable, Settings
+from lightning_dterm.sandbox.slot import SandboxUnavailable, Settings, folder_prefix
 
 _PROCESS = Path(__file__).with_name("judge_process.py")
 _ATTEMPTS = 4
 _GRACE_S = 120.0
+_CHUNK = 64  # jobs in one message
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +52,8 @@ class Ticket:
 
     def portable(self) -> Job:
         """The job for another process: expected values that only this one can ask are left here."""
+        if not any(_asks_here(test.expected) for test in self.job.tests):
+            return self.job
         tests = tuple(replace(t, expected=Keep()) if _asks_here(t.expected) else t for t in self.job.tests)
         return replace(self.job, tests=tests)
 
@@ -70,6 +73,11 @@ class Results(Sequence[Result]):
 
     def __init__(self, tickets: Sequence[Ticket], wait: Callable[[Ticket], Result]) -> None:
         self._tickets, self._wait = tickets, wait
+
+    @property
+    def tickets(self) -> tuple[Ticket, ...]:
+        """The jobs on their way, in order."""
+        return tuple(self._tickets)
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -114,6 +122,7 @@ class Client:
         self._control: socket.socket | None = None
         self._log: IO[bytes] | None = None
         self._buffer = bytearray()
+        self._folder = ""
         self._owner = 0
         self._heard = False  # of any judge
         longest = self.settings.limits.wall_s * (self.settings.limits.restarts + 2)
@@ -124,12 +133,17 @@ class Client:
         """The judge's process id."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def load(self) -> float:
+        """Jobs that it has, by slot."""
+        return len(self._pending) / self.slots
+
     def submit(self, jobs: Sequence[Job]) -> Results:
         """Hand jobs to the judge at once; wait for none."""
         tickets = [Ticket(job) for job in jobs]
         with self._lock:
-            for ticket in tickets:
-                self._send(ticket)
+            for start in range(0, len(tickets), _CHUNK):
+                self._send(tickets[start : start + _CHUNK])
         return Results(tickets, self.wait)
 
     def wait(self, ticket: Ticket) -> Result:
@@ -143,28 +157,36 @@ class Client:
             with self._lock:
                 while not ticket.done:
                     if self._owner != os.getpid() or ticket.number not in self._pending:
-                        self._send(ticket)  # this side of a fork, or after close()
+                        self._send([ticket])  # this side of a fork, or after close()
                     self._receive()
         if ticket.error is not None:
             raise ticket.error
         assert ticket.result is not None
         return ticket.result
 
-    def _send(self, ticket: Ticket) -> None:
+    def _send(self, tickets: Sequence[Ticket]) -> None:
+        """Send jobs in one message, in which tests that several of them share are written once."""
         self._ensure()
-        ticket.number = next(self._numbers)
-        self._pending[ticket.number] = ticket
-        data = pickle.dumps(ticket.portable())
+        jobs = []
+        for ticket in tickets:
+            ticket.number = next(self._numbers)
+            job = ticket.portable()
+            fields = (job.program, job.entry_point, job.tests, job.measure_cost, job.limits, job.trust)
+            jobs.append((ticket.number, fields))
+        data = pickle.dumps(jobs, pickle.HIGHEST_PROTOCOL)
+        self._pending.update((ticket.number, ticket) for ticket in tickets)
         assert self._control is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death shows when receiving
-            self._control.sendall(MESSAGE.pack(len(data), ticket.number) + data)
+            self._control.sendall(MESSAGE.pack(len(data), 0) + data)
 
     def _receive(self) -> None:
         """Take what the judge has sent, waiting for something to come."""
         assert self._control is not None
         deadline = time.monotonic() + self._patience_s
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
         while True:
-            ready, _, _ = select.select([self._control], [], [], max(0.0, deadline - time.monotonic()))
+            ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
             chunk = b""
             if ready:
                 with contextlib.suppress(ConnectionResetError):
@@ -205,7 +227,7 @@ class Client:
         for ticket in left:
             ticket.attempts += 1
             if ticket.attempts < _ATTEMPTS:
-                self._send(ticket)
+                self._send([ticket])
                 continue
             if not heard:
                 ticket.error = SandboxUnavailable(f"The sandbox's judge did not start: {log or 'no message'}")
@@ -228,7 +250,8 @@ class Client:
         }  # fmt: skip
         command = [sys.executable, "-s", "-S", "-B", "-W", "ignore", str(_PROCESS)]
         command += [str(theirs.fileno()), str(os.getpid()), json.dumps(given)]
-        environment = {"LC_ALL": "C.UTF-8", "PATH": os.defpath, "TMPDIR": tempfile.gettempdir()}
+        self._folder = tempfile.gettempdir()
+        environment = {"LC_ALL": "C.UTF-8", "PATH": os.defpath, "TMPDIR": self._folder}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the judge
         with theirs:
             self._process = subprocess.Popen(
@@ -275,6 +298,9 @@ class Client:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            for path in Path(self._folder).glob(folder_prefix(process.pid) + "*"):
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # of a worker that was being started; the others remove their own
         if log is not None:
             log.close()
 

@@ -6,9 +6,10 @@ Everything here works by ``ctypes`` on the C library of the running interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-import platform
+import re
 import resource
 import struct
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from lightning_dterm.sandbox.syscalls import NUMBERS
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
+_PR_CAPBSET_DROP = 24
 SIGKILL = 9
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x20000, 0x4000000, 0x8000000, 0x10000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
@@ -25,6 +27,8 @@ EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | (1 << 14) | (1 << 15)  # and truncate, ioctl on devices
 _CAPABILITIES_V3 = 0x20080522
+_FIRST_SPARE_USER = 1_900_000_000  # above every range that systems and container managers hand out
+NOBODY = 65534
 
 
 class _FilterProgram(ctypes.Structure):
@@ -37,6 +41,8 @@ class Kernel:
     Attributes:
         machine: ``x86_64`` or ``aarch64``; None on others, whose call numbers are not known here.
         landlock_abi: Landlock version of the kernel, 0 where there is none.
+        spare_user: A uid and gid that nobody else on this machine has, for programs where this process is root;
+            nobody's where this process could not become it.
     """
 
     def __init__(self) -> None:
@@ -45,11 +51,18 @@ class Kernel:
         self._mount, self._umount = libc.mount, libc.umount2
         self._prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
         self._mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
-        machine = platform.machine()
+        machine = os.uname().machine
         self.machine = machine if machine in NUMBERS else None
         self.landlock_abi = max(0, int(self._syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)))
+        self.spare_user = _spare_user()
+        self._last_capability = int(_first_word("/proc/sys/kernel/cap_last_cap") or 40)
         self._header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITIES_V3, 0))
         self._nothing = ctypes.create_string_buffer(24)
+
+    @property
+    def has_spare_user(self) -> bool:
+        """Whether :attr:`spare_user` is nobody else's."""
+        return self.spare_user != NOBODY
 
     @staticmethod
     def _check(returned: int, what: str) -> int:
@@ -71,15 +84,15 @@ class Kernel:
         arguments = [os.fsencode(text) for text in (source, target, kind)]
         self._check(self._mount(*arguments, flags, os.fsencode(data)), f"mount on {target}")
 
-    def bind_read_only(self, source: str, target: str) -> None:
-        """Bind-mount a file or folder, with what is mounted below it; then forbid writing, devices and set-uid."""
+    def bind(self, source: str, target: str, read_only: bool = True) -> None:
+        """Bind-mount a file or folder, with what is mounted below it; then forbid devices and set-uid, and writing."""
         self.mount(source, target, "", MS_BIND | MS_REC)
         kept = os.statvfs(target).f_flag & (MS_NOEXEC | 0x400 | 0x800 | 0x1000)  # noatime, nodiratime, relatime
-        flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | (0x1000 << 9 if kept & 0x1000 else 0) | (kept & 0xC08)
-        if not os.path.isdir(target):
-            self.mount("none", target, "", flags)  # a device file must stay usable
-        else:
-            self.mount("none", target, "", flags | MS_NODEV)
+        flags = MS_REMOUNT | MS_BIND | MS_NOSUID | (0x1000 << 9 if kept & 0x1000 else 0) | (kept & 0xC08)
+        flags |= MS_RDONLY if read_only else 0
+        if os.path.isdir(target):  # a device file must stay usable
+            flags |= MS_NODEV
+        self.mount("none", target, "", flags)
 
     def unmount(self, target: str) -> None:
         """Detach a mount at once, whatever still uses it."""
@@ -91,6 +104,12 @@ class Kernel:
         self._check(self._syscall(NUMBERS[self.machine]["pivot_root"], b".", b"."), "pivot_root")
         self.unmount(".")
         os.chdir("/")
+
+    def forbid_capabilities(self) -> None:
+        """Let this process and its children gain no capability by exec; those it has stay."""
+        for capability in range(self._last_capability + 1):
+            if self._prctl(_PR_CAPBSET_DROP, capability, None, 0, 0) != 0:
+                return  # no right to drop means there is nothing to drop
 
     def drop_capabilities(self) -> None:
         """Give up every capability (effective, permitted, inheritable, and with them ambient)."""
@@ -105,6 +124,12 @@ class Kernel:
     def adopt_orphans(self) -> None:
         """Make this process the parent of whatever its children leave behind."""
         self.prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+    @staticmethod
+    def offer_to_the_oom_killer() -> None:
+        """Where memory runs out, have the kernel end this process or its children first, not the trainer."""
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")
 
     def no_new_privileges(self) -> None:
         """Forbid privileges by exec; seccomp and Landlock need it."""
@@ -159,23 +184,72 @@ class Kernel:
         self._check(self._syscall(_LANDLOCK_RESTRICT, ruleset, 0), "landlock")
 
 
-def set_limits(cpu_s: float, memory: int, output: int, descriptors: int = 32, processes: int | None = None) -> None:
+def become(user: int) -> None:
+    """Give up root for ``user``, with every group; the kernel then takes the capabilities and clears PDEATHSIG."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def counts_processes_alone() -> bool:
+    """Whether RLIMIT_NPROC counts per user namespace (Linux >= 5.14), not all that a user runs on the machine."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return found is not None and (int(found[1]), int(found[2])) >= (5, 14)
+
+
+def _spare_user() -> int:
+    user = _FIRST_SPARE_USER + os.getpid()
+    return user if all(_is_mapped(user, name) for name in ("uid_map", "gid_map")) else NOBODY
+
+
+def _is_mapped(user: int, name: str) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/self/{name}", encoding="ascii") as file:
+        rows = [[int(word) for word in line.split()] for line in file]
+        return any(first <= user < first + count for first, _, count in rows)
+    return False
+
+
+def _first_word(path: str) -> str:
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+        return file.read().split()[0]
+    return ""
+
+
+def set_limits(
+    cpu_s: float,
+    memory: int,
+    output: int,
+    descriptors: int = 32,
+    processes: int | None = None,
+    data: int = 0,
+    stack: int = 0,
+) -> None:
     """Set the resource limits of this process.
 
     Args:
         cpu_s: CPU seconds, rounded up to whole ones (SIGXCPU; SIGKILL a second later).
-        memory: Address space in bytes.
+        memory: Address space in bytes; 0 leaves it.
         output: Largest size of a file in bytes (SIGXFSZ).
         descriptors: Open files.
         processes: Processes and threads of this *user* (of this user namespace, where it has one).
+        data: Private writable memory in bytes; 0 leaves it.
+        stack: Main stack in bytes, at most what this process may have; 0 leaves it.
     """
     whole = max(1, int(-(-cpu_s // 1)))
     limits = {
-        resource.RLIMIT_CPU: (whole, whole + 1), resource.RLIMIT_AS: (memory, memory),
-        resource.RLIMIT_FSIZE: (output, output), resource.RLIMIT_NOFILE: (descriptors, descriptors),
-        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_CPU: (whole, whole + 1), resource.RLIMIT_FSIZE: (output, output),
+        resource.RLIMIT_NOFILE: (descriptors, descriptors), resource.RLIMIT_CORE: (0, 0),
     }  # fmt: skip
-    if processes is not None:
-        limits[resource.RLIMIT_NPROC] = (processes, processes)
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    if stack and hard != resource.RLIM_INFINITY:
+        stack = min(stack, hard)
+    for which, size in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_DATA, data),
+        (resource.RLIMIT_STACK, stack),
+        (resource.RLIMIT_NPROC, processes),
+    ):
+        if size or (which == resource.RLIMIT_NPROC and size is not None):
+            limits[which] = (size, size)
     for which, pair in limits.items():
         resource.setrlimit(which, pair)

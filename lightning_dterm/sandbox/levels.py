@@ -14,6 +14,10 @@ FENCES: dict[str, str] = {
     "seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined",
 }
 FENCES.update(dict.fromkeys(("user", "pid", "net", "ipc"), FENCES["mount"]))
+FENCES["uid"] = (
+    "root with CAP_SETUID and CAP_SETGID, an interpreter that other users can read (or a mount namespace), and a user "
+    "namespace that maps uids above 1,900,000,000"
+)
 """Fences that a kernel or container may refuse, each with how to get it."""
 
 _SPACES = frozenset({"mount", "pid", "net", "ipc"})

@@ -7,10 +7,10 @@ is mounted for each of them and detached after it. The zygote is process 1 of it
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from lightning_dterm.sandbox.kernel import (
     CLONE_NEWIPC,
@@ -19,7 +19,9 @@ from lightning_dterm.sandbox.kernel import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
+    MS_BIND,
     MS_NODEV,
+    MS_NOEXEC,
     MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
@@ -27,9 +29,12 @@ from lightning_dterm.sandbox.kernel import (
     MS_REMOUNT,
     PR_SET_DUMPABLE,
     Kernel,
+    become,
 )
+from lightning_dterm.sandbox.process import kill_everyone_else
 
-NOBODY = 65534
+__all__ = ["CWD", "PLANS", "SHARED_OBJECTS", "WORK", "Tree", "choose", "cover_proc", "enter", "fences_of",
+           "kill_everyone_else", "mount_scratch", "standard_library", "unmount_scratch"]  # fmt: skip
 WORK = "/work"
 CWD = "/work/cwd"
 TMPFS_SIZE, TMPFS_INODES = "16m", 2048
@@ -38,7 +43,36 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 DATA = ("/usr/share/zoneinfo", "/etc/localtime")
 _INNER = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
 PLANS = ("user", "root")
-"""``user``: a user namespace of an unprivileged user (root becomes nobody first). ``root``: none, needs privileges."""
+"""``user``: a user namespace of an unprivileged user (root gives itself up first). ``root``: none, needs privileges."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What a file tree holds, each thing at its own path.
+
+    Attributes:
+        readable: Files, folders and devices, read-only; those that do not exist are left out.
+        writable: Folders that can be written to.
+        scratch: Whether it has :data:`CWD`, for :func:`mount_scratch`.
+        links: Symbolic links to copy, whether what they point to is there or not.
+        proc: Whether process 1 will call :func:`cover_proc`.
+    """
+
+    readable: Sequence[str]
+    writable: Sequence[str] = field(default=())
+    scratch: bool = False
+    links: Sequence[str] = field(default=())
+    proc: bool = False
+
+
+def python_tree() -> Tree:
+    """What a Python program may see: standard library, shared objects, four devices, and its scratch folder."""
+    return Tree([*SHARED_OBJECTS, *standard_library(), *DATA, *DEVICES], scratch=True)
+
+
+def fences_of(plan: str | None) -> list[str]:
+    """The fences that a plan amounts to."""
+    return [] if plan is None else ["mount", "pid", "net", "ipc", *(["user"] if plan == "user" else [])]
 
 
 def standard_library() -> list[str]:
@@ -46,13 +80,15 @@ def standard_library() -> list[str]:
     return [path for path in sys.path if os.path.exists(path) and "-packages" not in os.path.basename(path)]
 
 
-def choose(kernel: Kernel, folder: str) -> tuple[str | None, str]:
+def choose(kernel: Kernel, folder: str, tree: Tree | None = None) -> tuple[str | None, str]:
     """The first plan that works here, tried for real in a throw-away child; and why the others do not.
 
     Args:
         kernel: Its ``machine`` must be known.
         folder: An empty folder.
+        tree: What to see there; default: :func:`python_tree`.
     """
+    tree = tree or python_tree()
     reasons = []
     for plan in PLANS if os.geteuid() == 0 else PLANS[:1]:
         reader, writer = os.pipe()
@@ -60,12 +96,15 @@ def choose(kernel: Kernel, folder: str) -> tuple[str | None, str]:
         if pid == 0:
             code = 1
             try:
-                enter(kernel, plan, folder)
+                enter(kernel, plan, folder, tree)
                 inner = os.fork()
                 if inner == 0:
-                    mount_scratch(kernel, plan)
-                    unmount_scratch(kernel)
-                    os._exit(0)
+                    if tree.proc:
+                        cover_proc(kernel)
+                    if tree.scratch:
+                        mount_scratch(kernel, plan)
+                        unmount_scratch(kernel)
+                    os._exit(0 if os.getpid() == 1 else 1)
                 code = 0 if os.waitpid(inner, 0)[1] == 0 else 1
             except BaseException as error:
                 os.write(writer, str(error).encode("utf-8", "replace")[:300])
@@ -79,46 +118,52 @@ def choose(kernel: Kernel, folder: str) -> tuple[str | None, str]:
     return None, "; ".join(reasons)
 
 
-def enter(kernel: Kernel, plan: str, folder: str) -> None:
+def enter(kernel: Kernel, plan: str, folder: str, tree: Tree | None = None) -> None:
     """Move this single-threaded process into its namespaces; the process namespace begins with its next child.
 
     Raises:
         OSError: the kernel or a container profile refuses.
     """
+    tree = tree or python_tree()
+    kernel.offer_to_the_oom_killer()  # there may be no /proc inside
     process = os.open("/proc/self", os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         privileged = os.geteuid() == 0
         if privileged:
             kernel.unshare(CLONE_NEWNS)
-            _build_tree(kernel, folder)
+            _build_tree(kernel, folder, tree)
         if plan == "user":
             if privileged:
-                os.setgroups([])
-                os.setresgid(NOBODY, NOBODY, NOBODY)
-                os.setresuid(NOBODY, NOBODY, NOBODY)
+                become(kernel.spare_user)
             kernel.prctl(PR_SET_DUMPABLE, 1)  # or the maps in /proc would belong to root
             uid, gid = os.geteuid(), os.getegid()
             kernel.unshare(_INNER | CLONE_NEWUSER)
             for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
                 _write(process, name, text)
             if not privileged:
-                _build_tree(kernel, folder)
+                _build_tree(kernel, folder, tree)
         else:
             kernel.unshare(_INNER)
     finally:
         os.close(process)
 
 
-def become_nobody() -> None:
-    """In a program's process under the plan ``root``: give up the uid, and with it every privilege."""
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+def cover_proc(kernel: Kernel) -> None:
+    """As process 1: put a /proc of this process namespace over the outer one, or nothing where a container forbids it.
+
+    Raises:
+        OSError: the outer one stays visible; nothing untrusted may run.
+    """
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    try:
+        kernel.mount("proc", "/proc", "proc", flags)
+    except OSError:
+        kernel.mount("nothing", "/proc", "tmpfs", flags | MS_RDONLY, "size=4k,mode=755")
 
 
 def mount_scratch(kernel: Kernel, plan: str) -> None:
     """Mount a program's own scratch folder."""
-    owner = f",uid={NOBODY},gid={NOBODY}" if plan == "root" else ""
+    owner = f",uid={kernel.spare_user},gid={kernel.spare_user}" if plan == "root" else ""
     options = f"size={TMPFS_SIZE},nr_inodes={TMPFS_INODES},mode=700{owner}"
     kernel.mount("scratch", CWD, "tmpfs", MS_NOSUID | MS_NODEV, options)
 
@@ -126,12 +171,6 @@ def mount_scratch(kernel: Kernel, plan: str) -> None:
 def unmount_scratch(kernel: Kernel) -> None:
     """Throw a program's scratch folder away, whatever is in it."""
     kernel.unmount(CWD)
-
-
-def kill_everyone_else() -> None:
-    """As process 1: kill every other process of the namespace, atomically."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)
 
 
 def _write(process: int, name: str, text: str) -> None:
@@ -142,22 +181,30 @@ def _write(process: int, name: str, text: str) -> None:
         os.close(descriptor)
 
 
-def _build_tree(kernel: Kernel, folder: str) -> None:
-    """Make a tmpfs on ``folder`` the root, with nothing but what programs may read."""
+def _build_tree(kernel: Kernel, folder: str, tree: Tree) -> None:
+    """Make a tmpfs on ``folder`` the root, with nothing but what programs may see."""
     kernel.mount("none", "/", "", MS_REC | MS_PRIVATE)
+    writable = [(path, os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) for path in tree.writable]
     kernel.mount("root", folder, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for path in _outermost([*SHARED_OBJECTS, *standard_library(), *DATA]):
+    for path in tree.links:
+        os.symlink(os.readlink(path), folder + path)
+    if tree.proc:  # the kernel mounts a new one only where a whole one can be seen
+        os.mkdir(folder + "/proc", mode=0o755)
+        kernel.mount("/proc", folder + "/proc", "", MS_BIND | MS_REC)
+    for path in _outermost([path for path in tree.readable if path not in tree.links]):
         _graft(kernel, folder, path)
-    for path in DEVICES:
-        if os.path.exists(path):
-            _graft(kernel, folder, path)
-    os.makedirs(folder + CWD, mode=0o755)
+    for path, handle in writable:
+        os.makedirs(folder + path, mode=0o755, exist_ok=True)
+        kernel.bind(f"/proc/self/fd/{handle}", folder + path, read_only=False)
+        os.close(handle)
+    if tree.scratch:
+        os.makedirs(folder + CWD, mode=0o755)
     os.chdir(folder)
     kernel.pivot_root_here()
     kernel.mount("none", "/", "", MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, "size=1m,mode=755")
 
 
-def _outermost(paths: list[str]) -> list[str]:
+def _outermost(paths: Sequence[str]) -> list[str]:
     """Existing paths that lie below no other one, links kept as links."""
     found: list[str] = []
     for path in sorted({os.path.abspath(path) for path in paths if os.path.lexists(path)}):
@@ -179,4 +226,4 @@ def _graft(kernel: Kernel, folder: str, path: str) -> None:
         os.makedirs(target, mode=0o755, exist_ok=True)
     else:
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-    kernel.bind_read_only(path, target)
+    kernel.bind(path, target)

@@ -57,7 +57,7 @@ class PlainClient:
     def wait(self, ticket: Ticket) -> Result:
         """Judge the ticket's job now, if that has not been done."""
         from lightning_dterm.sandbox.client import settle
-        from lightning_dterm.sandbox.slot import judge_job
+        from lightning_dterm.sandbox.steps import judge_job
 
         if ticket.result is None:
             settle(ticket, judge_job(ticket.portable(), self.settings.limits, self._attempt))
@@ -72,18 +72,18 @@ class PlainClient:
 
         limits = job.limits or self.settings.limits
         nonce = secrets.token_bytes(16)
-        calls = [wire.encode(tuple(test.args)) for test in tests]
-        bounds = [limits.cpu_s, limits.output_kb << 10]
-        payload = wire.dumps([nonce.hex(), cost_pass, job.program, job.entry_point, calls, bounds])
+        calls = wire.pack_calls(test.args for test in tests)
+        payload = wire.pack_job(nonce, cost_pass, job.program, job.entry_point, calls)
+        bounds = [str(limits.cpu_s), str(limits.output_kb << 10)]
         started = time.monotonic()
         with tempfile.TemporaryFile() as channel, tempfile.TemporaryDirectory() as folder:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", "-W", "ignore", abspath(__file__)], stdin=subprocess.PIPE,
+                [sys.executable, "-I", "-S", "-B", "-W", "ignore", abspath(__file__), *bounds], stdin=subprocess.PIPE,
                 stdout=channel, stderr=subprocess.DEVNULL, cwd=folder,
             )  # fmt: skip
             timed_out = False
             try:
-                process.communicate(wire.LENGTH.pack(len(payload)) + payload, timeout=limits.wall_s)
+                process.communicate(payload, timeout=limits.wall_s)
             except subprocess.TimeoutExpired:
                 timed_out = True
                 process.kill()
@@ -101,8 +101,10 @@ def _child() -> None:
     """Run one program from standard input; claims go to what was standard output."""
     stream = sys.stdin.buffer
     size = wire.LENGTH.unpack(stream.read(wire.LENGTH.size))[0]
-    nonce, cost_pass, program, entry_point, calls, (cpu_s, output) = wire.loads(stream.read(size))
-    channel = harness.Channel(os.dup(1), bytes.fromhex(nonce))
+    nonce, cost_pass, program, entry_point, calls = wire.unpack_job(stream.read(size))
+    channel = harness.Channel(os.dup(1), nonce)
+    cpu_s, output = float(sys.argv[1]), int(sys.argv[2])
+    sys.argv[:] = [""]
     sink = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(sink, descriptor)

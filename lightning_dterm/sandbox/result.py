@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lightning_dterm.types import CallTest
@@ -152,15 +153,22 @@ class Result:
         return sum(outcomes) / len(outcomes) if outcomes else None
 
 
-def to_plain(result: Result) -> dict[str, Any]:
-    """A result as JSON-ready data."""
-    return asdict(result)
+def to_plain(result: Result) -> list[Any]:
+    """A result as JSON-ready data, its fields in order."""
+    per_test = [[test.passed, test.status, test.visible, test.line, test.cpu_s] for test in result.per_test]
+    errors = [[e.message, e.line, e.column, e.end_line, e.end_column] for e in result.compile_errors]
+    return [
+        result.status, per_test, result.lines, result.exception, result.cpu_s, result.wall_s, result.peak_rss,
+        result.level, errors, result.cost, result.trust, result.attempts,
+    ]  # fmt: skip
 
 
-def from_plain(data: dict[str, Any]) -> Result:
+def from_plain(data: Sequence[Any]) -> Result:
     """The result that :func:`to_plain` was given."""
-    errors = [CompileError(**error) for error in ([data["compile_error"]] if data["compile_error"] else [])]
-    further = tuple(CompileError(**error) for error in data["further_errors"])
-    per_test = tuple(TestOutcome(**outcome) for outcome in data["per_test"])
-    rest = {"per_test": per_test, "lines": tuple(data["lines"]), "further_errors": further}
-    return Result(**{**data, **rest, "compile_error": errors[0] if errors else None})
+    status, per_test, lines, exception, cpu_s, wall_s, peak_rss, level, errors, cost, trust, attempts = data
+    found = tuple(CompileError(*error) for error in errors)
+    outcomes = tuple(TestOutcome(*outcome) for outcome in per_test)
+    return Result(
+        status, outcomes, tuple(lines), exception, cpu_s, wall_s, peak_rss, level, found[0] if found else None, cost,
+        found[1:], trust, attempts,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, overload
 
 from lightning_dterm.sandbox.client import Client, Results, SlotState
+from lightning_dterm.sandbox.clients import SLOTS_PER_JUDGE, Clients
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, FENCES, Level
 from lightning_dterm.sandbox.plain import PlainClient
 from lightning_dterm.sandbox.result import Job, Limits, Result
@@ -94,9 +95,8 @@ class Sandbox:
     def _prepare(self) -> None:
         settings = Settings(self.limits, self.min_level, self.namespaces, frozenset(self.without))
         linux = sys.platform.startswith("linux")
-        self._client: Client | PlainClient = (
-            Client(settings, self.slots) if linux else PlainClient(settings, self.slots)
-        )
+        kind = PlainClient if not linux else Client if self.slots <= SLOTS_PER_JUDGE else Clients
+        self._client: Client | Clients | PlainClient = kind(settings, self.slots)
         self._finalizer = weakref.finalize(self, self._client.close)  # also runs at interpreter exit
 
     def share(self, processes: int) -> None:

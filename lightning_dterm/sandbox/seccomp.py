@@ -16,11 +16,17 @@ EPERM, ENOSYS = 1, 38
 ALLOW, ERRNO, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 PID_MARK = 0x7A57_11ED  # stands for the process's own pid until it is known
 CLONE_THREAD = 0x10000
-_CLONE_REFUSED = 0x7E02E000  # every namespace, and ptrace, vfork, parent
+AF_UNIX = 1
+EXEC_FD = 900
+"""The one descriptor that a program may become, beyond RLIMIT_NOFILE: closed by exec, nobody can make it again."""
+_AT_EMPTY_PATH = 0x1000
+_CLONE_NAMESPACES = 0x7E020080
+_CLONE_REFUSED = _CLONE_NAMESPACES | 0xE000  # and ptrace, vfork, parent
 _SIGKILL, _SIGSTOP = 9, 19
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1034)  # dup, flags, locks, pipe size, seals (reading)
 _PRCTLS = (15, 16, 0x53564D41)  # names of threads and of mappings
+_RUNTIME_PRCTLS = (3, 23, 29, 30)  # dumpable?, capability?, timer slack
 _RLIMIT_STACK = 3
 _LOAD, _JUMP, _JEQ, _JGE, _JSET, _RET = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
 
@@ -47,6 +53,20 @@ PYTHON_CALLS: frozenset[str] = frozenset(_PYTHON.split())
 
 Nothing that changes modes, owners, times or attributes of files: Landlock does not watch those.
 """
+
+_PYTHON_ONLY = """
+    getgroups getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr link linkat symlink symlinkat preadv2
+    pwritev2 setrlimit wait4 waitid
+"""
+_PROGRAM_ONLY = """
+    execveat socketpair splice mlock munlock pkey_alloc pkey_free pkey_mprotect timer_create timer_delete
+    timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
+"""
+_TOOLS_ONLY = "fork vfork execve wait4 waitid chmod fchmod fchmodat utimensat truncate"
+PROGRAM_CALLS: frozenset[str] = (PYTHON_CALLS - frozenset(_PYTHON_ONLY.split())) | frozenset(_PROGRAM_ONLY.split())
+"""What a compiled program or a language's runtime may ask for: no processes, no second program, threads only."""
+TOOLS_CALLS: frozenset[str] = PROGRAM_CALLS | frozenset(_TOOLS_ONLY.split())
+"""What a compiler driver may ask for: processes too, and changes to the files in its own folder."""
 
 
 def build_filter(
@@ -141,6 +161,33 @@ def argument_checks(own_pid: int) -> dict[str, list[Instruction]]:
         "fcntl": only_if(1, _FCNTLS),
         "ioctl": only_if(1, _IOCTLS),
         "prctl": only_if(0, _PRCTLS),
+    }
+
+
+def program_checks() -> dict[str, list[Instruction]]:
+    """Argument checks of :data:`PROGRAM_CALLS`, beyond those of :func:`argument_checks`.
+
+    ``execveat`` only of :data:`EXEC_FD`; ``socketpair`` only of Unix sockets (the JVM needs a pair that leads nowhere).
+    """
+    return {
+        "execveat": only_if(0, (EXEC_FD,), only_if(4, (_AT_EMPTY_PATH,))),
+        "socketpair": only_if(0, (AF_UNIX,)),
+        "prctl": only_if(0, (*_PRCTLS, *_RUNTIME_PRCTLS)),
+    }
+
+
+def tools_checks() -> dict[str, list[Instruction]]:
+    """Argument checks of :data:`TOOLS_CALLS`: ``clone`` makes processes but no namespaces; signals are for oneself.
+
+    A filter outlives the fork of a driver, so ``tgkill`` cannot name one process; with Landlock (ABI 6) or a process
+    namespace it reaches nobody outside, and never with SIGKILL or SIGSTOP.
+    """
+    refuse, allow = answer(ERRNO | EPERM), answer(ALLOW)
+    return {
+        **program_checks(),
+        "clone": [(_LOAD, 0, 0, 16), (_JSET, 0, 1, _CLONE_NAMESPACES), refuse, allow],
+        "kill": [refuse],
+        "tgkill": never_if(2, (_SIGKILL, _SIGSTOP)),
     }
 
 

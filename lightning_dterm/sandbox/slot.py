@@ -1,11 +1,10 @@
-"""The judge process's end of one zygote: start it, test it, hand it programs one at a time, replace it when it dies."""
+"""The judge process's end of one zygote: start it, test it, keep it supplied with programs, notice when it dies."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import secrets
 import select
 import shutil
 import socket
@@ -13,34 +12,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from lightning_dterm.sandbox import canary, wire
-from lightning_dterm.sandbox.judge import Exit, Judged, judge, overall
+from lightning_dterm.sandbox.judge import Exit, Judged, judge
 from lightning_dterm.sandbox.levels import Level, level_of, refusal
-from lightning_dterm.sandbox.result import Job, Limits, Result, TestOutcome
-from lightning_dterm.sandbox.wire import FLOODED, MAX_COST, NOT_STARTED, REPLY, REQUEST, STOPPED, TIMED_OUT
+from lightning_dterm.sandbox.result import Limits, Result
+from lightning_dterm.sandbox.steps import Run, Step, Suite
+from lightning_dterm.sandbox.wire import FLOODED, NOT_STARTED, REPLY, REQUEST, STOPPED, TIMED_OUT
 from lightning_dterm.types import CallTest
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _START_TIMEOUT_S = 60.0
 _ANSWER_GRACE_S = 30.0
 _RESPAWN_AFTER = 50_000  # programs; every child shares the zygote's address layout
-_ATTEMPTS = 3
+AHEAD = 2  # programs that a zygote may have: the one that runs, and one so that it need not wait for us
+# A program that takes longer is slow: only then its claims are read while it runs (each of its writes would wake us,
+# which costs it more than the write), and what was sent ahead behind it is taken back for other slots.
+_SLOW_S = 0.02
 _CANARY_LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=256)
-# Below this many CPU seconds a unit of cost is plausible; the first term is the fork and the interpreter.
-_PLAUSIBLE_S, _PLAUSIBLE_S_PER_UNIT = 0.25, 5e-6
+
+
+def folder_prefix(judge: int) -> str:
+    """What the names of a judge's folders begin with, so that whoever survives it can remove those it left."""
+    return f"lightning-dterm-{judge}-"
 
 
 class SandboxUnavailable(RuntimeError):
     """This machine cannot isolate programs as asked."""
 
 
-class _WorkerLost(RuntimeError):
-    """The zygote died or stopped answering."""
+class WorkerDied(SandboxUnavailable):
+    """A worker ended while it was started: by an accident perhaps, so that another may do."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +67,28 @@ class Settings:
 
 
 class Slot:
-    """One zygote and the socket to it. Not thread-safe: one thread uses a slot at a time.
+    """One zygote and the socket to it, driven by whoever polls. Not thread-safe.
 
     Attributes:
         fences: Fences that the zygote has and that held against the canary.
         reasons: What the kernel said of the others.
+        lost: Why it is of no use any more; empty while it is.
+        watched: Descriptors to poll, with the events.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.fences: frozenset[str] = frozenset()
+        self.reasons = self.lost = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._log: IO[bytes] | None = None
         self._folder = ""
         self._number = 0
-        self._served = 0
-        self.fences: frozenset[str] = frozenset()
-        self.reasons = ""
+        self._runs: deque[Run] = deque()  # what the zygote has, in its order
+        self._slow = False
+        self._poller = select.poll()
+        self.watched: dict[int, int] = {}
 
     @property
     def level(self) -> Level:
@@ -89,106 +100,184 @@ class Slot:
         """Process id of the zygote (of its outer process, where it has a process namespace)."""
         return None if self._process is None else self._process.pid
 
-    def run(self, job: Job) -> Judged:
-        """Judge one job; what is our fault is retried and then returned as ``infra``."""
-        return judge_job(job, self.settings.limits, self._attempts)
+    @property
+    def load(self) -> int:
+        """Programs that it has; as many as it may have where no more should be sent to it."""
+        return AHEAD if self._runs and (self._slow or self._number >= _RESPAWN_AFTER) else len(self._runs)
 
-    def _attempts(self, job: Job, tests: Sequence[CallTest], cost_pass: bool) -> Judged:
-        reason, attempt = "", 0
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                judged = self._attempt(job, tests, cost_pass)
-            except _WorkerLost as error:
-                reason = str(error)
-                self.close()
-                continue
-            if judged.result.status != "infra":
-                return replace(judged, result=replace(judged.result, attempts=attempt))
-            reason = judged.result.exception or ""
-        # Without seccomp a program can kill its worker, so losing them all is held against it.
-        status: Any = "killed" if "seccomp" not in self.fences and reason.startswith("worker lost") else "infra"
-        outcomes = tuple(TestOutcome(False, status, test.visible) for test in tests)
-        lost = Result(status, outcomes, exception=reason[:300], level=self.level.label, attempts=attempt)
-        return Judged(lost)
+    @property
+    def worn_out(self) -> bool:
+        """Whether it has run as many programs as it should."""
+        return self._number >= _RESPAWN_AFTER and not self._runs
 
-    def _attempt(self, job: Job, tests: Sequence[CallTest], cost_pass: bool) -> Judged:
-        if self._served >= _RESPAWN_AFTER:
-            self.close()
-        if self._process is None:
-            self._start()
-        return self._send(job, tests, cost_pass)
+    @property
+    def due(self) -> float:
+        """When :meth:`turn` has something to do at the latest, on the clock of ``time.monotonic``."""
+        if not self._runs:
+            return float("inf")
+        head = self._runs[0]
+        return head.since + (head.wall_s + _ANSWER_GRACE_S if self._slow else _SLOW_S)
 
-    def _send(self, job: Job, tests: Sequence[CallTest], cost_pass: bool) -> Judged:
+    def watch(self, poller: select.poll) -> None:
+        """Have another poll object watch it from now on."""
+        for descriptor in self.watched:
+            self._poller.unregister(descriptor)
+        self._poller = poller
+        for descriptor, events in self.watched.items():
+            poller.register(descriptor, events)
+
+    def submit(self, run: Run) -> None:
+        """Hand over a run; that the zygote is lost shows in the next :meth:`turn`.
+
+        Raises:
+            ValueError: an argument is no plain data.
+        """
         assert self._control is not None
-        limits = job.limits or self.settings.limits
-        nonce = secrets.token_bytes(16)
-        calls = [wire.encode(tuple(test.args)) for test in tests]
-        payload = wire.dumps([nonce.hex(), cost_pass, job.program, job.entry_point, calls])
+        payload = run.payload()
         self._number += 1
-        self._served += 1
-        cpu_s = limits.cpu_s + (4.0 if cost_pass else 0.0)  # metering is slower; the count itself is capped
-        wall_s = limits.wall_s + (8.0 if cost_pass else 0.0)
-        request = REQUEST.pack(b"R", self._number, cpu_s, wall_s, limits.memory_mb << 20, limits.output_kb << 10)
-        ours, theirs = socket.socketpair()
-        with ours:
+        run.number = self._number
+        limits = run.limits
+        request = REQUEST.pack(
+            b"R", run.number, run.cpu_s, run.wall_s, limits.memory_mb << 20, limits.output_kb << 10
+        )  # fmt: skip
+        run.ours, theirs = socket.socketpair()
+        run.ours.setblocking(False)
+        with theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # claims that nobody reads for a while
+            run.unsent = memoryview(payload)
+            run.send()
             try:
-                with theirs:
-                    socket.send_fds(self._control, [request], [theirs.fileno()])
-                ours.settimeout(wall_s)
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
-                    ours.sendall(wire.LENGTH.pack(len(payload)) + payload)
+                socket.send_fds(self._control, [request], [theirs.fileno()])
             except OSError as error:
-                raise _WorkerLost(f"worker lost: {error}") from error
-            ours.setblocking(False)
-            buffer, exit_ = self._collect(ours, time.monotonic() + wall_s + _ANSWER_GRACE_S)
-        if exit_ is None:
-            return Judged(Result("infra", exception="the worker could not fork", level=self.level.label))
-        runs = job.entry_point is not None
-        bounds = replace(limits, cpu_s=cpu_s)
-        fenced = "seccomp" in self.fences
-        return judge(buffer, nonce, tests, runs, exit_, bounds, self.level.label, fenced, cost_pass)
+                self.lost = self.lost or f"worker lost: {error}"
+        self._runs.append(run)
+        if len(self._runs) == 1:
+            self._next_turn()
+        self._listen_to(run)
 
-    def _collect(self, ours: socket.socket, deadline: float) -> tuple[bytes, Exit | None]:
-        """Gather the child's bytes until the zygote reports its end."""
+    def turn(self) -> list[Run]:
+        """Do what there is to do: settle runs that have ended; returns those that it does not get to soon."""
         assert self._control is not None
-        received = bytearray()
-        poller = select.poll()
-        poller.register(ours, select.POLLIN)
-        poller.register(self._control, select.POLLIN)
-        stopped = False
-        while True:
-            ready = [fd for fd, _ in poller.poll(max(0.0, deadline - time.monotonic()) * 1000)]
-            if not ready:
-                raise _WorkerLost("worker lost: no answer in time")
-            if ours.fileno() in ready and _drain(ours, received) is False:
-                poller.unregister(ours)
-            if len(received) > wire.MAX_CLAIMS and not stopped:
-                stopped = True
-                with contextlib.suppress(KeyError):
-                    poller.unregister(ours)
-                with contextlib.suppress(OSError):  # a dead zygote shows below
-                    self._control.send(REQUEST.pack(b"K", self._number, 0.0, 0.0, 0, 0))
-            if self._control.fileno() in ready:
-                reply = self._receive()
-                if reply is not None:
-                    while len(received) <= wire.MAX_CLAIMS and _drain(ours, received) is True:
-                        pass
-                    return bytes(received), _exit(reply, stopped or len(received) > wire.MAX_CLAIMS)
+        for run in self._runs:
+            if run.unsent:
+                run.send()
+                self._listen_to(run)
+        while not self.lost and (reply := self._reply()) is not None:
+            if self._runs and reply[0] == self._runs[0].number:  # else one that was taken back
+                self._end(self._runs.popleft(), reply[1:])
+        if self._runs and not self.lost:
+            self._attend(self._runs[0])
+        if self.lost:
+            return self._lose()
+        return self._take_back() if self._slow else []
 
-    def _receive(self) -> tuple[Any, ...] | None:
+    def _attend(self, head: Run) -> None:
+        """Look after the program that runs."""
+        now = time.monotonic()
+        if now >= head.since + head.wall_s + _ANSWER_GRACE_S:
+            self.lost = "worker lost: no answer in time"
+        elif not self._slow and now < head.since + _SLOW_S:
+            return
+        assert self._control is not None
+        self._slow = True
+        if head.open:
+            head.open = head.drain()
+        if len(head.received) > wire.MAX_CLAIMS and not head.stopped:
+            head.stopped, head.open = True, False
+            with contextlib.suppress(OSError):  # a dead zygote shows in the next turn
+                self._control.send(REQUEST.pack(b"K", head.number, 0.0, 0.0, 0, 0))
+        self._listen_to(head)
+
+    def _take_back(self) -> list[Run]:
+        """Runs behind a slow one: their processes will find the channel closed before they start a program."""
+        taken = []
+        while len(self._runs) > 1:
+            run = self._runs.pop()
+            self._close(run)
+            taken.append(run)
+        return taken[::-1]
+
+    def _reply(self) -> tuple[Any, ...] | None:
         assert self._control is not None
         try:
-            data = self._control.recv(REPLY.size)
+            data = self._control.recv(REPLY.size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
         except OSError as error:
-            raise _WorkerLost(f"worker lost: {error}") from error
+            self.lost = f"worker lost: {error}"
+            return None
         if len(data) != REPLY.size:
-            raise _WorkerLost(f"worker lost: {self._log_tail() or 'it closed its socket'}")
-        number, *reply = REPLY.unpack(data)
-        return tuple(reply) if number == self._number else None
+            self.lost = f"worker lost: {self._log_tail() or 'it closed its socket'}"
+            return None
+        return REPLY.unpack(data)
 
-    def _start(self) -> None:
+    def _end(self, run: Run, reply: tuple[Any, ...]) -> None:
+        """The process of a run has ended: judge what it left."""
+        if not run.stopped:
+            run.drain()
+        self._close(run)
+        self._next_turn()
+        exit_ = _exit(reply, run.stopped or len(run.received) > wire.MAX_CLAIMS)
+        if exit_ is None:
+            run.settle(Judged(Result("infra", exception="the worker could not fork", level=self.level.label)))
+            return
+        tests = run.suite.part(run.step)
+        bounds = replace(run.limits, cpu_s=run.cpu_s) if run.step.metered else run.limits
+        fenced, runs = "seccomp" in self.fences, run.entry_point is not None
+        label, metered = self.level.label, run.step.metered
+        try:
+            judged = judge(bytes(run.received), run.nonce, tests, runs, exit_, bounds, label, fenced, metered)
+        except Exception as error:
+            run.settle(error)
+        else:
+            run.settle(judged)
+
+    def _lose(self) -> list[Run]:
+        """Settle the run that a lost zygote was at; the others never started."""
+        runs, self._runs = list(self._runs), deque()
+        for run in runs:
+            self._close(run)
+        if runs:
+            runs[0].settle(Judged(Result("infra", exception=self.lost, level=self.level.label)))
+        return runs[1:]
+
+    def _next_turn(self) -> None:
+        self._slow = False
+        if self._runs:
+            self._runs[0].since = time.monotonic()
+
+    def _close(self, run: Run) -> None:
+        if run.ours is not None:
+            self._watch(run.ours, 0)
+            run.ours.close()
+            run.ours = None
+
+    def _listen_to(self, run: Run) -> None:
+        """Poll a run's channel for what is of use: room for its payload; claims if it is slow."""
+        assert run.ours is not None
+        reads = self._slow and run.open and run is self._runs[0]
+        self._watch(run.ours, (select.POLLOUT if run.unsent else 0) | (select.POLLIN if reads else 0))
+
+    def _watch(self, channel: socket.socket, events: int) -> None:
+        descriptor = channel.fileno()
+        if events == self.watched.get(descriptor, 0):
+            return
+        if events:
+            self.watched[descriptor] = events
+            self._poller.register(descriptor, events)
+        else:
+            del self.watched[descriptor]
+            self._poller.unregister(descriptor)
+
+    def start(self) -> None:
+        """Start the zygote and try it; takes a while.
+
+        Raises:
+            SandboxUnavailable: it is not isolated as asked, or misjudges.
+            WorkerDied: it ended, or was silent for a minute.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._folder = tempfile.mkdtemp(prefix="lightning-dterm-")
+        self._folder = tempfile.mkdtemp(prefix=folder_prefix(os.getpid()))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         options = {"namespaces": self.settings.namespaces, "without": sorted(self.settings.without)}
         command = [sys.executable, "-s", "-S", "-B", "-W", "ignore", str(_ZYGOTE)]
@@ -199,7 +288,7 @@ class Slot:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log, env=environment,
                 pass_fds=(theirs.fileno(),), start_new_session=True, cwd="/",
             )  # fmt: skip
-        self._control, self._served = ours, 0
+        self._control = ours
         ours.settimeout(_START_TIMEOUT_S)
         try:
             hello = ours.recv(4096)
@@ -208,8 +297,9 @@ class Slot:
         if not hello:
             log = self._log_tail()
             self.close()
-            raise SandboxUnavailable(f"The sandbox's worker did not start: {log or 'no message'}")
+            raise WorkerDied(f"The sandbox's worker did not start: {log or 'no message'}")
         ours.settimeout(None)
+        self._watch(ours, select.POLLIN)
         said = json.loads(hello)
         self.fences, self.reasons = frozenset(said["fences"]), said["reasons"]
         if "mount" in self.fences:
@@ -225,13 +315,14 @@ class Slot:
 
         Raises:
             SandboxUnavailable: the honest program is misjudged.
+            WorkerDied: it or a child of it was killed.
         """
-        try:
-            honest = self._canary(canary.HONEST, canary.HONEST_TESTS)
-            attack = self._canary(canary.attack_program(str(_ZYGOTE)), canary.ATTACK_TESTS)
-        except _WorkerLost as error:
+        honest = self._canary(canary.HONEST, canary.HONEST_TESTS)
+        attack = self._canary(canary.attack_program(str(_ZYGOTE)), canary.ATTACK_TESTS)
+        if self.lost or "infra" in (honest.status, attack.status):
+            reason = self.lost or honest.exception or attack.exception
             self.close()
-            raise SandboxUnavailable(f"The sandbox's worker died under its canaries: {error}") from error
+            raise WorkerDied(f"The sandbox's worker died under its canaries: {reason}")
         if tuple(outcome.passed for outcome in honest.per_test) != canary.HONEST_OUTCOMES:
             log = self._log_tail()
             self.close()
@@ -240,7 +331,14 @@ class Slot:
         self.reasons = "; ".join(filter(None, [self.reasons, *broken]))
 
     def _canary(self, program: str, tests: tuple[CallTest, ...]) -> Result:
-        return self._send(Job(program, "canary", tests, limits=_CANARY_LIMITS), tests, cost_pass=False).result
+        verdicts: list[Judged | Exception] = []
+        suite = Suite(tests)
+        if not self.lost:
+            self.submit(Run(program, "canary", _CANARY_LIMITS, suite, Step(0, len(tests), False), verdicts.append))
+        while not verdicts and not self.lost:
+            self._poller.poll(max(0.0, self.due - time.monotonic()) * 1000)
+            self.turn()
+        return next((found.result for found in verdicts if isinstance(found, Judged)), Result("infra"))
 
     def _log_tail(self) -> str:
         if self._log is None:
@@ -249,10 +347,14 @@ class Slot:
         return self._log.read()[-500:].decode("utf-8", "replace").strip()
 
     def close(self) -> None:
-        """End the zygote and remove its folder."""
+        """End the zygote and remove its folder; waits for it. No poll object may watch the slot any more."""
+        for run in self._runs:
+            self._close(run)
+        self._runs.clear()
         process, control, log = self._process, self._control, self._log
         self._process = self._control = self._log = None
         if control is not None:
+            self._watch(control, 0)
             control.close()
         if log is not None:
             log.close()
@@ -266,50 +368,6 @@ class Slot:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-Attempt = Callable[[Job, Sequence[CallTest], bool], Judged]
-
-
-def judge_job(job: Job, default: Limits, attempt: Attempt) -> Judged:
-    """All that one job takes: visible tests first, a new process after a hang, a second pass for the cost.
-
-    Args:
-        job: The job.
-        default: Limits of jobs without their own.
-        attempt: Runs some tests of the job in one process; the flag asks for the cost.
-    """
-    order = sorted(range(len(job.tests)), key=lambda i: not job.tests[i].visible)
-    tests = [job.tests[i] for i in order]
-    judged = _to_the_end(job, tests, (job.limits or default).restarts, attempt)
-    result = replace(judged.result, trust=job.trust)
-    visible = [outcome for outcome in result.per_test if outcome.visible]
-    if job.measure_cost and visible and all(outcome.passed for outcome in visible):
-        # On visible tests alone: a hidden test must not reach any reward, not even through a cost.
-        result = replace(result, cost=_plausible(attempt(job, tests[: len(visible)], True).result))
-    per_test = list(result.per_test)
-    for place, index in enumerate(order):
-        per_test[index] = result.per_test[place]
-    return Judged(replace(result, per_test=tuple(per_test)), {order[i]: v for i, v in judged.kept.items()})
-
-
-def _to_the_end(job: Job, tests: Sequence[CallTest], restarts: int, attempt: Attempt) -> Judged:
-    judged = attempt(job, tests, False)
-    hung = judged.hung
-    while hung is not None and hung + 1 < len(tests) and restarts > 0:
-        restarts -= 1
-        again = attempt(job, tests[hung + 1 :], False)
-        judged = _merge(judged, again, hung + 1)
-        hung = None if again.hung is None else hung + 1 + again.hung
-    return judged
-
-
-def _plausible(again: Result) -> int | None:
-    """The cost, unless the CPU time that the kernel measured says that a process claims too little."""
-    if again.cost is None or not (again.passed or again.cost == MAX_COST):
-        return None
-    enough = again.cpu_s <= _PLAUSIBLE_S + _PLAUSIBLE_S_PER_UNIT * again.cost
-    return again.cost if enough or again.cost == MAX_COST else None
-
-
 def _exit(reply: tuple[Any, ...], stopped: bool) -> Exit | None:
     status, cpu_s, wall_s, peak, flags, line = reply
     if flags & NOT_STARTED:
@@ -318,29 +376,3 @@ def _exit(reply: tuple[Any, ...], stopped: bool) -> Exit | None:
         status, cpu_s, wall_s, peak, bool(flags & TIMED_OUT), stopped or bool(flags & STOPPED), bool(flags & FLOODED),
         line or None,
     )  # fmt: skip
-
-
-def _merge(first: Judged, second: Judged, start: int) -> Judged:
-    """One verdict from two processes, the second of which ran the tests from ``start`` on."""
-    one, two = first.result, second.result
-    per_test = one.per_test[:start] + two.per_test
-    if two.status == "forged":
-        per_test = tuple(replace(outcome, passed=False, status="forged") for outcome in per_test)
-    result = replace(
-        one, status=two.status if two.status in ("forged", "infra") else overall([o.status for o in per_test]),
-        per_test=per_test, lines=tuple(dict.fromkeys(one.lines + two.lines)), cpu_s=one.cpu_s + two.cpu_s,
-        wall_s=one.wall_s + two.wall_s, peak_rss=max(one.peak_rss, two.peak_rss), attempts=one.attempts + two.attempts,
-    )  # fmt: skip
-    return Judged(result, {**first.kept, **{start + place: value for place, value in second.kept.items()}})
-
-
-def _drain(ours: socket.socket, received: bytearray) -> bool | None:
-    """Read what is there: True after data, False at the end, None where nothing waits."""
-    try:
-        chunk = ours.recv(1 << 16)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return False
-    received += chunk
-    return bool(chunk)

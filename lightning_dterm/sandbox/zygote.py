@@ -21,6 +21,7 @@ if __name__ == "__main__":
         sys.modules[_name] = types.ModuleType(_name)
         sys.modules[_name].__path__ = [_path]
 
+import _socket  # not ``socket``: a tenth of the memory, which every fork copies the map of
 import contextlib
 import gc
 import importlib
@@ -29,9 +30,11 @@ import os
 import re
 import select
 import signal
-import socket
 import stat
+import struct
 import time
+from collections import deque
+from typing import Any
 
 from lightning_dterm.sandbox import harness, namespaces, wire
 from lightning_dterm.sandbox.guard import Guard
@@ -45,6 +48,8 @@ PRELOAD = """
 _TICK_S = 0.05
 _MAX_ENTRIES, _MAX_BYTES, _MAX_DEPTH = 2048, 16 << 20, 12  # of a scratch folder on disk, where no tmpfs bounds it
 _LAST_WORDS_MS = 20
+_REHEARSALS = 20
+_ONE_DESCRIPTOR = _socket.CMSG_LEN(4)
 _HANG = re.compile(rb'File "<program>", line (\d{1,7}) in')
 
 
@@ -140,86 +145,128 @@ class Scratch:
 
 
 class Zygote:
-    """Serves requests on the control socket, one child at a time."""
+    """Serves requests on the control socket in their order, one child at a time."""
 
-    def __init__(self, control: socket.socket, judge: int, guard: Guard, scratch: Scratch, alone: bool) -> None:
+    def __init__(self, control: _socket.socket, judge: int, guard: Guard, scratch: Scratch, alone: bool) -> None:
         self.control, self.judge, self.guard, self.scratch = control, judge, guard, scratch
         self._alone = alone  # process 1 of its own namespace
+        self._own_pid = os.getpid()
+        self._waiting: deque[tuple[Any, ...]] = deque()  # requests read while a program ran: see _watch
+        self._poller = select.poll()
+        self._poller.register(self.judge, select.POLLIN)
+        self._idle = select.poll()
+        self._idle.register(self.control, select.POLLIN)
+        self._idle.register(self.judge, select.POLLIN)
+        self._notes = os.memfd_create("notes")
+        harness.note_hangs(self._notes)
 
     def serve(self) -> None:
         """Answer requests until the judge closes the socket or dies."""
-        poller = select.poll()
-        poller.register(self.control, select.POLLIN)
-        poller.register(self.judge, select.POLLIN)
         while True:
-            ready = [descriptor for descriptor, _ in poller.poll()]
-            if self.judge in ready:
+            request = self._waiting.popleft() if self._waiting else self._receive()
+            while request is None:
+                if any(descriptor == self.judge for descriptor, _ in self._idle.poll()):
+                    return
+                request = self._receive()
+            if not request:
                 return
-            data, descriptors, _, _ = socket.recv_fds(self.control, wire.REQUEST.size, 1)
-            if not data:
-                return
-            kind, number, *limits = wire.REQUEST.unpack(data)
+            kind, connection, number, *limits = request
             if kind == b"R":  # a late stop request for a program that has ended is ignored
-                with socket.socket(fileno=descriptors[0]) as connection:
-                    reply = self._supervise(connection, number, *limits)
+                reply = self._supervise(connection, number, *limits)
                 self.control.send(reply)
 
-    def _supervise(
-        self, connection: socket.socket, number: int, cpu_s: float, wall_s: float, memory: int, output: int
-    ) -> bytes:
+    def _receive(self) -> tuple[Any, ...] | None:
+        """A request and the descriptor that came with it; None where there is none yet, empty at the end."""
+        try:
+            data, ancillary, _, _ = self.control.recvmsg(wire.REQUEST.size, _ONE_DESCRIPTOR, _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        if not data:
+            return ()
+        kind, *rest = wire.REQUEST.unpack(data)
+        connection = struct.unpack("i", ancillary[0][2][:4])[0] if ancillary else -1
+        return (kind, connection, *rest)
+
+    def _supervise(self, connection: int, number: int, cpu_s: float, wall_s: float, memory: int, output: int) -> bytes:
         started = time.monotonic()
         self.scratch.prepare()
-        zygote, notes = os.getpid(), os.memfd_create("notes")
+        self._fresh_notes()
         try:
             child = os.fork()
         except OSError:
-            os.close(notes)
+            os.close(connection)
             return wire.REPLY.pack(number, 0, 0.0, 0.0, 0, wire.NOT_STARTED, 0)
         if child == 0:
             os.close(self.judge)
             self.control.close()
-            harness.child_main(connection, self.guard, zygote, (cpu_s, memory, output), self.scratch.cwd, notes)
-        connection.close()
+            limits = (cpu_s, memory, output)
+            harness.child_main(connection, self.guard, self._own_pid, limits, self.scratch.cwd, self._notes)
+        os.close(connection)
         flags = self._watch(child, number, started + wall_s)
         status, cpu, peak = self._bury(child)
-        said = os.pread(notes, 4096, 0)
-        hang = _HANG.search(said)
-        os.close(notes)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == wire.NOT_FENCED:
-            os.write(2, said[:500])
+        line = 0 if os.WIFEXITED(status) and os.WEXITSTATUS(status) != wire.NOT_FENCED else self._read_notes(status)
         self.scratch.clean()
         wall = time.monotonic() - started
-        return wire.REPLY.pack(number, status, cpu, wall, peak, flags, int(hang[1]) if hang else 0)
+        return wire.REPLY.pack(number, status, cpu, wall, peak, flags, line)
+
+    def _fresh_notes(self) -> None:
+        """Nothing of an earlier program's, not even where it left off writing, under the number children expect."""
+        notes = os.memfd_create("notes")
+        os.dup2(notes, self._notes)
+        os.close(notes)
+
+    def _read_notes(self, status: int) -> int:
+        """The line that a child hung at, 0 where it noted none; what it could not do goes to the log."""
+        said = os.pread(self._notes, 4096, 0)
+        if os.WIFEXITED(status):
+            os.write(2, said[:500])
+        hang = _HANG.search(said)
+        return int(hang[1]) if hang else 0
 
     def _watch(self, child: int, number: int, deadline: float) -> int:
-        """Wait for the child to end, killing it at the deadline, on request, or when the judge is gone."""
+        """Wait for the child to end, killing it at the deadline, on request, or when the judge is gone.
+
+        For a first tick the control socket is left alone: whatever the judge sends ahead is not read, so that a child
+        never starts with the connection of another.
+        """
         handle = os.pidfd_open(child)
+        poller, first = self._poller, True
+        poller.register(handle, select.POLLIN)
         try:
-            poller = select.poll()
-            for descriptor in (handle, self.control.fileno(), self.judge):
-                poller.register(descriptor, select.POLLIN)
             while True:
                 remaining = max(0.0, deadline - time.monotonic())
                 ready = [descriptor for descriptor, _ in poller.poll(min(remaining, _TICK_S) * 1000)]
                 if handle in ready:
                     return 0
-                if self.judge in ready:
+                if self.judge in ready or (not first and self._told_to_stop(number)):
                     os.kill(child, signal.SIGKILL)
                     return wire.STOPPED
-                if self.control.fileno() in ready:
-                    data = self.control.recv(wire.REQUEST.size)
-                    if not data or wire.REQUEST.unpack(data)[1] == number:
-                        os.kill(child, signal.SIGKILL)
-                        return wire.STOPPED
-                elif remaining <= 0:
+                if remaining <= 0:
                     _ask_for_last_words(handle)
                     os.kill(child, signal.SIGKILL)
                     return wire.TIMED_OUT
-                elif self.scratch.flooded():
+                if self.scratch.flooded():
                     os.kill(child, signal.SIGKILL)
                     return wire.FLOODED
+                if first:
+                    first = False
+                    poller.register(self.control, select.POLLIN)
         finally:
+            poller.unregister(handle)
+            if not first:
+                poller.unregister(self.control)
             os.close(handle)
+
+    def _told_to_stop(self, number: int) -> bool:
+        """Read what the judge sent meanwhile: whether to stop, because it says so or has closed the socket."""
+        while True:
+            request = self._receive()
+            if request is None:
+                return False
+            if not request or (request[0] == b"K" and request[2] == number):
+                return True
+            if request[0] == b"R":
+                self._waiting.append(request)
 
     def _bury(self, child: int) -> tuple[int, float, int]:
         """End and reap the child and all it left behind: its wait status, CPU seconds and peak bytes."""
@@ -301,7 +348,7 @@ def _isolate(folder: str, wanted: bool) -> tuple[Kernel, str | None, str]:
 
 def main() -> None:
     """Set up, say hello with the fences that were granted, serve, clean up."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    control = _socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; children inherit the fatal default
     parent, folder, options = int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
@@ -318,6 +365,10 @@ def main() -> None:
     os.environ.clear()
     sys.modules["__main__"].__dict__.pop("__file__", None)
     scratch = Scratch(kernel, folder, plan)
+    kernel.no_new_privileges()
+    harness.rehearse(_REHEARSALS)
+    for name in [name for name in sys.modules if name.startswith("lightning_dterm")]:
+        del sys.modules[name]  # before any child is there, because going through them all touches hundreds of pages
     gc.collect()
     gc.freeze()
     hello = {"fences": guard.fences, "reasons": "; ".join(filter(None, [reasons, *guard.reasons]))}

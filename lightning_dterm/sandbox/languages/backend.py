@@ -6,10 +6,10 @@ import os
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from lightning_dterm.sandbox.languages.diagnostics import Report, ReportStatus
 from lightning_dterm.sandbox.languages.process import Command, Ended
@@ -50,7 +50,11 @@ class Tools(Protocol):
     """What a backend may use: a fenced launcher, shared services and a folder for precompiled headers."""
 
     limits: CompileLimits
-    headers: str
+
+    @property
+    def headers(self) -> str:
+        """The folder of precompiled headers."""
+        ...
 
     def run(self, command: Command) -> Ended:
         """Run a command to its end."""
@@ -68,12 +72,15 @@ class Backend(ABC):
         languages: Canonical names of what it compiles.
         package: What to install where it is missing (Debian's name).
         runs: Whether programs it built can be run.
+        canaries: A good program for each language whose compiler is started for each program; it must be accepted
+            before others are judged (services have a canary of their own).
         any_exit: Languages whose programs may return any exit code; old C returns what happens to be in a register.
     """
 
     languages: tuple[str, ...]
     package: str
     runs: bool = False
+    canaries: ClassVar[Mapping[str, str]] = {}
     any_exit: frozenset[str] = frozenset({"c"})
 
     @cached_property

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import stat
 import tempfile
 import threading
@@ -15,6 +14,7 @@ from collections import OrderedDict
 from dataclasses import asdict, replace
 from typing import Any
 
+from lightning_dterm.sandbox.folders import HeldFolder
 from lightning_dterm.sandbox.languages.diagnostics import Diagnostic, Report
 
 _FORMAT = 1
@@ -37,18 +37,23 @@ class CompileCache:
     def __init__(self, folder: str | os.PathLike[str] | None = None, max_mb: int = 1024) -> None:
         if max_mb < 1:
             raise ValueError(f"CompileCache.max_mb must be at least 1, got {max_mb}.")
-        self._temporary = folder is None
-        self.folder = tempfile.mkdtemp(prefix="lightning-dterm-cache-") if folder is None else os.path.abspath(folder)
+        self._held = HeldFolder("cache") if folder is None else None
+        self.folder = self._held.path if self._held else os.path.abspath(folder or "")
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self._owner = os.getpid()
         self._max_bytes = max_mb << 20
         self._recent: OrderedDict[str, Report] = OrderedDict()
         self._recent_bytes = 0
         self._lock = threading.Lock()
-        self._finalizer = weakref.finalize(self, _remove, self.folder if self._temporary else None, self._owner)
+        if self._held is not None:
+            weakref.finalize(self, self._held.close)
         self._size = sum(size for _, size, _ in self._files())
         self.hits = 0
         self.misses = 0
+
+    @property
+    def temporary(self) -> bool:
+        """Whether its folder goes with it."""
+        return self._held is not None
 
     @staticmethod
     def key(*parts: str) -> str:
@@ -85,7 +90,8 @@ class CompileCache:
 
     def close(self) -> None:
         """Remove a temporary folder, in the process that made it."""
-        _remove(self.folder if self._temporary else None, self._owner)
+        if self._held is not None:
+            self._held.close()
 
     def _path(self, key: str) -> str:
         return os.path.join(self.folder, key[:2], key)
@@ -122,6 +128,8 @@ class CompileCache:
     def _write(self, key: str, data: bytes) -> None:
         path = self._path(key)
         try:
+            if self._held is not None:
+                self._held.ensure()
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".new-")
             with open(descriptor, "wb") as file:
@@ -158,8 +166,3 @@ class CompileCache:
             with contextlib.suppress(OSError):
                 os.unlink(path)
                 self._size -= size
-
-
-def _remove(folder: str | None, owner: int) -> None:
-    if folder is not None and owner == os.getpid():
-        shutil.rmtree(folder, ignore_errors=True)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import shutil
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from lightning_dterm.sandbox.folders import HeldFolder
 from lightning_dterm.sandbox.languages.backend import Backend, CompileLimits, Stage
 from lightning_dterm.sandbox.languages.cache import CompileCache
-from lightning_dterm.sandbox.languages.diagnostics import Diagnostic, Report, distinct
+from lightning_dterm.sandbox.languages.diagnostics import Diagnostic, Report, ReportStatus, distinct
 from lightning_dterm.sandbox.languages.gcc import CCompiler
 from lightning_dterm.sandbox.languages.java import JavaCompiler
 from lightning_dterm.sandbox.languages.process import FENCES, Command, Ended, Launcher, LauncherLost
@@ -30,6 +28,7 @@ _ALIASES = {
     "node": "javascript", "golang": "go", "py": "python", "python3": "python",
 }  # fmt: skip
 _warned: set[str] = set()
+_NEVER_COMPILED = "the compiler ended abnormally"  # what the judge says where no verdict came
 
 
 def canonical(language: str) -> str:
@@ -50,12 +49,16 @@ class _Slot:
     """What backends use in one thread: a launcher of its own, services shared with the other slots."""
 
     def __init__(self, owner: Compilers, rules: Sequence[tuple[str, str]]) -> None:
-        self.limits, self.headers, self._owner = owner.limits, owner.headers, owner
-        self.launcher = Launcher(rules, owner.required)
+        self.limits, self._owner = owner.limits, owner
+        self.launcher = Launcher(rules, owner.required, namespaces=owner.namespaces, leftovers=owner._leftovers())
+
+    @property
+    def headers(self) -> str:
+        """The folder of precompiled headers."""
+        return self._owner.headers
 
     def run(self, command: Command) -> Ended:
         """Run a command, once more if the launcher is lost."""
-        os.makedirs(self.headers, mode=0o700, exist_ok=True)
         try:
             return self.launcher.run(command)
         except LauncherLost:
@@ -76,6 +79,7 @@ class Compilers:
         backends: Compilers by preference, later ones override earlier ones; default: :func:`default_backends`.
         allow_missing: Fences (``seccomp``, ``landlock``) that may be missing: an explicit opt-in to less isolation.
         sandbox: Where Python is compiled; default: one of its own.
+        namespaces: Use namespaces where the kernel grants them.
 
     Raises:
         ValueError: ``slots`` below 1, or an unknown fence.
@@ -89,6 +93,7 @@ class Compilers:
         backends: Sequence[Backend] | None = None,
         allow_missing: Sequence[str] = (),
         sandbox: Sandbox | None = None,
+        namespaces: bool = True,
     ) -> None:
         if slots is not None and slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}.")
@@ -99,12 +104,14 @@ class Compilers:
         self.required = FENCES - set(allow_missing)
         self.cache = cache or CompileCache()
         self._owns_cache = cache is None
+        self.namespaces = namespaces
         self._sandbox, self._owns_sandbox = sandbox, sandbox is None
         self._allow_missing = tuple(allow_missing)
         chosen = default_backends() if backends is None else list(backends)
         self.backends: dict[str, Backend] = {name: backend for backend in chosen for name in backend.languages}
-        self.headers = tempfile.mkdtemp(prefix="lightning-dterm-headers-")
+        self._headers = HeldFolder("headers", 0o755)  # compilers may run as another user
         self._services: dict[str, Service] = {}
+        self._vetted: set[str] = set()
         self._idle: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         rules = [rule for backend in {id(b): b for b in chosen}.values() if backend.path for rule in backend.rules()]
         slots_made = [_Slot(self, [*rules, (self.headers, "r")]) for _ in range(self.slots)]
@@ -112,7 +119,16 @@ class Compilers:
             self._idle.put(slot)
         self._lock = threading.Lock()
         launchers = [slot.launcher for slot in slots_made]
-        self._finalizer = weakref.finalize(self, _close, launchers, self._services, self.headers, os.getpid())
+        self._finalizer = weakref.finalize(self, _close, launchers, self._services, self._headers)
+
+    @property
+    def headers(self) -> str:
+        """The folder of precompiled headers."""
+        return self._headers.ensure()
+
+    def _leftovers(self) -> list[str]:
+        """Temporary folders that launchers remove if this process is killed."""
+        return [self.headers, *([self.cache.folder] if self.cache.temporary else [])]
 
     # --- the registry -------------------------------------------------------------------------------------------------
 
@@ -213,7 +229,7 @@ class Compilers:
             return known
         slot = self._idle.get()
         try:
-            report = work(slot)
+            report = self._unfit(backend, what[0], slot) or work(slot)
         except LauncherLost as error:
             report = Report(what[0], backend.version, "infra", reason=str(error))
         finally:
@@ -221,18 +237,30 @@ class Compilers:
         self.cache.put(key, report)
         return report
 
+    def _unfit(self, backend: Backend, language: str, slot: _Slot) -> Report | None:
+        """A compiler must accept a good program before it may judge others; ``infra`` where it does not, else None."""
+        if language in self._vetted or language not in backend.canaries:
+            return None
+        report = backend.check(language, backend.canaries[language], "full", slot)
+        if report.status == "ok":
+            self._vetted.add(language)
+            return None
+        said = report.reason or next((one.message for one in report.errors), "no message")
+        reason = f"{backend.version} does not compile a good program here: {said}"
+        return Report(language, backend.version, "infra", reason=reason)
+
     def _python(self, programs: Sequence[str]) -> list[Report]:
         if not programs:
             return []
         if self._sandbox is None:
-            self._sandbox = Sandbox(self.slots, allow_missing=self._allow_missing)
+            self._sandbox = Sandbox(self.slots, allow_missing=self._allow_missing, namespaces=self.namespaces)
         return [python_report(result) for result in self._sandbox.run_many([Job(one, None) for one in programs])]
 
     def _service(self, name: str, make: Callable[[], Service]) -> Service:
         with self._lock:
             if name not in self._services:
                 self._services[name] = make()
-                self._services[name].require(self.required)
+                self._services[name].adopt(self.required, self._leftovers(), self.namespaces)
             return self._services[name]
 
     def close(self) -> None:
@@ -243,7 +271,7 @@ class Compilers:
             self._idle.put(slot)
         for service in list(self._services.values()):
             service.close()
-        shutil.rmtree(self.headers, ignore_errors=True)
+        self._headers.close()
         if self._owns_sandbox and self._sandbox is not None:
             self._sandbox.close()
         if self._owns_cache:
@@ -257,24 +285,33 @@ class Compilers:
 
 
 def python_report(result: Result) -> Report:
-    """The sandbox's verdict on a Python program's compilation as a report."""
+    """The sandbox's verdict on a Python program's compilation as a report, whether or not the program was run too.
+
+    One that made CPython's compiler run out of time or memory, or crash, is ``timeout``, ``memory``, ``output`` or
+    ``crash``: the judge then notes one error of its own making, and :meth:`Report.count` counts the most.
+    """
     if result.status == "infra":
         return Report("python", "cpython", "infra", reason=result.exception or "")
     found = [
         Diagnostic("error", one.message, one.line, one.column, one.end_line, one.end_column)
         for one in result.compile_errors
     ]
-    if found:
-        return Report("python", "cpython", "errors", distinct(found), result.cpu_s)
-    given_up = {"timeout": "timeout", "memory": "memory", "output": "output", "killed": "crash", "forged": "crash"}
-    status: Any = given_up.get(result.status, "ok")
-    return Report("python", "cpython", status, (), result.cpu_s, reason=result.exception or "")
+    given_up: ReportStatus | None = None
+    if found and found[0].message.startswith(_NEVER_COMPILED):
+        statuses: dict[str, ReportStatus] = {"timeout": "timeout", "memory": "memory", "output": "output"}
+        given_up = statuses.get(result.status, "crash")
+    elif found and found[0].message.startswith("MemoryError"):
+        given_up = "memory"
+    elif result.status == "forged":
+        given_up = "crash"
+    if given_up is not None:
+        return Report("python", "cpython", given_up, (), result.cpu_s, reason=result.exception or "")
+    return Report("python", "cpython", "errors" if found else "ok", distinct(found), result.cpu_s)
 
 
-def _close(launchers: Sequence[Launcher], services: Mapping[str, Service], headers: str, owner: int) -> None:
+def _close(launchers: Sequence[Launcher], services: Mapping[str, Service], headers: HeldFolder) -> None:
     for launcher in launchers:
         launcher.close()
     for service in services.values():
         service.close()
-    if owner == os.getpid():
-        shutil.rmtree(headers, ignore_errors=True)
+    headers.close()

@@ -152,6 +152,32 @@ def distinct(found: Sequence[Diagnostic], limit: int = 200) -> tuple[Diagnostic,
     return tuple(kept)
 
 
+_SPLICE = re.compile(r"\\[ \t]*(?:\r\n?|\n)")
+_MOVES_LINES = {
+    "c": re.compile(r"(?:^|\*/)[ \t\f\v]*(?:#|%:|\?\?=)\s*(?:line\b|\d|/\*|//)", re.MULTILINE),
+    "csharp": re.compile(r"^\s*#\s*line\b", re.MULTILINE),
+    "go": re.compile(r"//line |/\*line "),
+}
+_MOVES_LINES["cpp"] = _MOVES_LINES["c"]
+
+
+def moves_lines(language: str, source: str) -> bool:
+    """Whether a program may tell its compiler that its lines are others (``#line``); errs on the side of yes.
+
+    What a compiler then says of places is the program's own word, so it blames no line.
+    """
+    pattern = _MOVES_LINES.get(language)
+    if pattern is None:
+        return False
+    plain = source.replace("\r\n", "\n").replace("\r", "\n")
+    return pattern.search(_SPLICE.sub("", plain) if language in ("c", "cpp") else plain) is not None
+
+
+def without_places(found: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """The same messages, blaming no line."""
+    return [Diagnostic(one.severity, one.message) for one in found]
+
+
 def parse_gcc_json(output: str, text: Text, name: str) -> list[Diagnostic] | None:
     """Diagnostics of ``gcc -fdiagnostics-format=json``; None where there is no such line.
 

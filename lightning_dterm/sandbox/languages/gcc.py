@@ -7,8 +7,9 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import ClassVar
 
 from lightning_dterm.sandbox.languages.backend import Backend, Stage, Tools, first_line, gave_up, which
 from lightning_dterm.sandbox.languages.diagnostics import (
@@ -16,8 +17,10 @@ from lightning_dterm.sandbox.languages.diagnostics import (
     Report,
     Text,
     distinct,
+    moves_lines,
     parse_gcc_json,
     parse_text,
+    without_places,
 )
 from lightning_dterm.sandbox.languages.process import Command, Ended
 from lightning_dterm.sandbox.result import Limits
@@ -74,6 +77,10 @@ class CCompiler(Backend):
 
     languages = ("c", "cpp")
     runs = True
+    canaries: ClassVar[Mapping[str, str]] = {
+        "c": '#include <stdio.h>\nint main(void) { return puts("") < 0; }\n',
+        "cpp": "#include <string>\nint main() { return std::string().size(); }\n",
+    }
 
     def __init__(
         self,
@@ -180,6 +187,9 @@ class CCompiler(Backend):
         found = parse_gcc_json(words, text, name)
         if found is None or not any(one.severity == "error" for one in found):
             found = [*(found or []), *parse_text(words, text, name)]
+        # Assembly may carry line marks of its own, far from any syntax that could be looked for.
+        if moves_lines(language, source) or "Assembler messages:" in words:
+            found = without_places(found)
         trouble = gave_up(ended, tools.limits)
         if trouble is None and ended.code not in (0, 1):
             trouble = ("crash", f"{self.family} exited with {ended.code}")

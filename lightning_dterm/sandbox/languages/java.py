@@ -86,6 +86,11 @@ class JavaCompiler(Backend):
         assert self.path is not None
         return os.path.dirname(os.path.dirname(self.path))
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        """Without /proc the loader cannot tell where java lies, and so not where its libraries are."""
+        return {"LC_ALL": "C.UTF-8", "LD_LIBRARY_PATH": os.path.join(self._home, "lib")}
+
     @cached_property
     def version(self) -> str:
         """``javac 17.0.15``, from the JDK's own release file."""
@@ -125,7 +130,7 @@ class JavaCompiler(Backend):
         java = os.path.join(self._home, "bin", "java")
         arguments = (java, f"-Xmx{max(32, limits.memory_mb // 2)}m", "-Xss64m", *_JVM, "-cp", "{work}", bundle["main"])
         return Command(
-            java, arguments, {"LC_ALL": "C.UTF-8"}, "program", files, stdin, cpu_s=limits.cpu_s, wall_s=limits.wall_s,
+            java, arguments, self._environment, "program", files, stdin, cpu_s=limits.cpu_s, wall_s=limits.wall_s,
             data_mb=limits.memory_mb + 512, file_kb=limits.output_kb, stdout_kb=limits.output_kb,
             stderr_kb=limits.output_kb, descriptors=256,
         )  # fmt: skip
@@ -134,7 +139,7 @@ class JavaCompiler(Backend):
         java = os.path.join(self._home, "bin", "java")
         source = resources.files("lightning_dterm").joinpath("assets/languages/JavacServer.java").read_bytes()
         command = Command(
-            java, (java, f"-Xmx{self.heap_mb}m", *_JVM, "JavacServer.java"), {"LC_ALL": "C.UTF-8"},
+            java, (java, f"-Xmx{self.heap_mb}m", *_JVM, "JavacServer.java"), self._environment,
             files={"JavacServer.java": source}, cpu_s=86_400.0, wall_s=1e9, data_mb=self.heap_mb + 768, file_kb=1,
             descriptors=256,
         )  # fmt: skip

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_dterm.sandbox.languages.launcher import LENGTH
+from lightning_dterm.sandbox.languages.launcher import GOODBYE, LENGTH
+from lightning_dterm.sandbox.levels import level_of
+from lightning_dterm.sandbox.process import read_exactly
+from lightning_dterm.sandbox.spawn import Worker
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _START_TIMEOUT_S = 60.0
@@ -58,6 +56,7 @@ class Command:
         stdout_kb / stderr_kb: Output in KiB beyond which the command is killed.
         stack_mb: Main stack in MiB.
         descriptors: Open files at once.
+        own_proc: Let it read the folder of its own process in /proc, and no other's.
     """
 
     executable: str
@@ -76,6 +75,7 @@ class Command:
     stderr_kb: int = 64
     stack_mb: int = 8
     descriptors: int = 64
+    own_proc: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +116,16 @@ class Launcher:
     """One launcher process, started on first use; not thread-safe.
 
     Args:
-        readable: (path, rights) that commands may read besides :data:`BASE_RULES`.
+        readable: (path, rights) that commands may read besides :data:`BASE_RULES`. Where there is a mount namespace,
+            nothing else exists for them, and a command's executable must lie below one of them.
         required: Fences that must hold.
         pass_fds: Descriptors to hand on, for a service's standard streams.
         namespaces: Use namespaces where the kernel grants them; they are a second line, so their lack is no error.
+        leftovers: Folders of the owner that the launcher removes if the owner is killed.
+
+    Attributes:
+        granted: Fences that hold, once started.
+        reasons: What the kernel said of others.
 
     Raises:
         LauncherUnavailable: not Linux.
@@ -131,6 +137,7 @@ class Launcher:
         required: frozenset[str] = FENCES,
         pass_fds: Sequence[int] = (),
         namespaces: bool = True,
+        leftovers: Sequence[str] = (),
     ) -> None:
         if not sys.platform.startswith("linux"):
             raise LauncherUnavailable(
@@ -138,22 +145,15 @@ class Launcher:
                 "container, VM or WSL 2."
             )
         self.readable, self.required, self.pass_fds = tuple(readable), required, tuple(pass_fds)
-        self.namespaces = namespaces
+        self.namespaces, self.leftovers = namespaces, tuple(leftovers)
         self.granted: frozenset[str] = frozenset()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-        self._folder = ""
-        self._owner = 0
+        self.reasons = ""
+        self._worker: Worker | None = None
 
     @property
     def level(self) -> str:
-        """Isolation in force, a label of :class:`lightning_dterm.sandbox.Level`; known once started.
-
-        Never ``namespaces``: there is no mount namespace here, programs cannot write at all.
-        """
-        if "seccomp" not in self.granted:
-            return "process"
-        return "kernel" if "landlock" in self.granted else "syscalls"
+        """Isolation in force, a label of :class:`lightning_dterm.sandbox.Level`; known once started."""
+        return level_of(self.granted).label
 
     def run(self, command: Command) -> Ended:
         """Run one command to its end.
@@ -172,7 +172,7 @@ class Launcher:
 
     def send(self, command: Command, stdin_fd: int | None = None, stdout_fd: int | None = None) -> None:
         """Give one order; ``stdin_fd`` and ``stdout_fd`` are among ``pass_fds``, for a service."""
-        assert self._control is not None
+        assert self._worker is not None
         contents = [command.stdin, *command.files.values()]
         order: dict[str, Any] = {
             "executable": command.executable, "arguments": command.arguments, "profile": command.profile,
@@ -183,17 +183,18 @@ class Launcher:
             ],
             "wall_s": command.wall_s, "caps": [command.stdout_kb << 10, command.stderr_kb << 10],
             "output_cap": command.file_kb << 10, "blobs": [len(data) for data in contents],
-            "stdin_fd": stdin_fd, "stdout_fd": stdout_fd,
+            "own_proc": command.own_proc, "stdin_fd": stdin_fd, "stdout_fd": stdout_fd,
         }  # fmt: skip
         header = json.dumps(order).encode()
-        self._control.settimeout(_ANSWER_GRACE_S)
-        self._control.sendall(LENGTH.pack(len(header)) + header + b"".join(contents))
+        control = self._worker.control
+        control.settimeout(_ANSWER_GRACE_S)
+        control.sendall(LENGTH.pack(len(header)) + header + b"".join(contents))
 
     def receive(self, timeout_s: float) -> Ended:
         """Wait for the answer to the last order."""
-        assert self._control is not None
-        self._control.settimeout(timeout_s)
-        header = json.loads(self._read(LENGTH.unpack(self._read(LENGTH.size))[0]))
+        assert self._worker is not None
+        self._worker.control.settimeout(timeout_s)
+        header = json.loads(self._message())
         blobs = [None if size < 0 else self._read(size) for size in header["blobs"]]
         blobs += [b""] * (2 - len(blobs))
         return Ended(
@@ -201,18 +202,17 @@ class Launcher:
             header["error"], blobs[0] or b"", blobs[1] or b"", tuple(blobs[2:]),
         )  # fmt: skip
 
+    def _message(self) -> bytes:
+        return self._read(LENGTH.unpack(self._read(LENGTH.size))[0])
+
     def _read(self, size: int) -> bytes:
-        assert self._control is not None
+        assert self._worker is not None
         if size > _MAX_REPLY:
             raise ValueError("reply too large")
-        parts, missing = [], size
-        while missing:
-            part = self._control.recv(min(missing, 1 << 20))
-            if not part:
-                raise ValueError("it closed its socket")
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
+        data = read_exactly(self._worker.control, size)
+        if size and not data:
+            raise ValueError("it closed its socket")
+        return data
 
     def start(self) -> None:
         """Start the process unless it runs; in a forked copy of the trainer start another one.
@@ -220,34 +220,24 @@ class Launcher:
         Raises:
             LauncherUnavailable: it does not start, or a required fence does not hold.
         """
-        if self._process is not None and (self._owner != os.getpid() or self._process.poll() is not None):
+        if self._worker is not None and not self._worker.alive:
             self.close()
-        if self._process is not None:
+        if self._worker is not None:
             return
-        ours, theirs = socket.socketpair()
-        self._folder = tempfile.mkdtemp(prefix="lightning-dterm-exec-")
-        command = [sys.executable, "-s", "-S", "-B", "-W", "ignore", str(_LAUNCHER), str(theirs.fileno())]
-        command += [
-            str(os.getpid()),
-            self._folder,
-            json.dumps([*BASE_RULES, *self.readable]),
-            str(int(self.namespaces)),
-        ]
-        with theirs, tempfile.TemporaryFile() as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, cwd="/",
-                env={"LC_ALL": "C.UTF-8", "PATH": os.defpath}, pass_fds=(theirs.fileno(), *self.pass_fds),
-                start_new_session=True,
-            )  # fmt: skip
-            theirs.close()
-            self._control, self._owner = ours, os.getpid()
-            hello = self._hello()
-            log.seek(0)
-            words = log.read()[-500:].decode("utf-8", "replace").strip()
-        if hello is None:
+        options = {
+            "readable": [*BASE_RULES, *self.readable], "namespaces": self.namespaces, "leftovers": self.leftovers,
+        }  # fmt: skip
+        self._worker = Worker(_LAUNCHER, "exec", [json.dumps(options)], self.pass_fds)
+        try:
+            self._worker.control.settimeout(_START_TIMEOUT_S)
+            hello = json.loads(self._message())
+        except (OSError, ValueError):
+            words = self._worker.log_tail()
             self.close()
-            raise LauncherUnavailable(f"The launcher of compilers and programs did not start: {words or 'no message'}")
-        self.granted = frozenset(hello)
+            raise LauncherUnavailable(
+                f"The launcher of compilers and programs did not start: {words or 'no message'}"
+            ) from None
+        self.granted, self.reasons = frozenset(hello["fences"]), hello["reasons"]
         if missing := sorted(self.required - self.granted):
             self.close()
             raise LauncherUnavailable(
@@ -256,33 +246,15 @@ class Launcher:
                 f"accept the weaker isolation with allow_missing={tuple(missing)!r}."
             )
 
-    def _hello(self) -> list[str] | None:
-        assert self._control is not None
-        self._control.settimeout(_START_TIMEOUT_S)
-        line = b""
-        with contextlib.suppress(OSError):
-            while not line.endswith(b"\n"):
-                byte = self._control.recv(1)
-                if not byte:
-                    return None
-                line += byte
-            return line.decode("ascii").split()
-        return None
-
     def close(self) -> None:
         """End the process with everything it runs and remove its folder; a forked copy only drops its handles."""
-        process, control = self._process, self._control
-        self._process = self._control = None
-        if control is not None:
-            control.close()
-        if process is None:
+        worker, self._worker = self._worker, None
+        if worker is None:
             return
-        if self._owner != os.getpid():
-            process.returncode = 0  # not our child: keep Popen's finalizer quiet
-            return
-        try:
-            process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if worker.alive:
+            try:
+                worker.control.settimeout(1.0)
+                worker.control.sendall(GOODBYE)
+            except OSError:
+                pass  # it ended just now
+        worker.close()

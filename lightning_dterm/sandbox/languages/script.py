@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import resources
+from typing import ClassVar
 
 from lightning_dterm.sandbox.languages.backend import Backend, Stage, Tools, first_line, gave_up, which
-from lightning_dterm.sandbox.languages.diagnostics import Diagnostic, Report, Text, distinct, parse_text
+from lightning_dterm.sandbox.languages.diagnostics import (
+    Diagnostic,
+    Report,
+    Severity,
+    Text,
+    distinct,
+    moves_lines,
+    parse_text,
+    without_places,
+)
 from lightning_dterm.sandbox.languages.launcher import LENGTH
 from lightning_dterm.sandbox.languages.process import Command
 from lightning_dterm.sandbox.languages.service import Service, ServiceLost
@@ -111,6 +121,7 @@ class _OneShot(Backend):
     """A parser that is started for each program."""
 
     suffix: str = ""
+    own_proc: bool = False
     arguments: tuple[str, ...] = ()
 
     def rules(self) -> Sequence[tuple[str, str]]:
@@ -131,12 +142,14 @@ class _OneShot(Backend):
             path, (path, *self.arguments, name), {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "{work}"},
             "tools", {name: source.encode("utf-8", "replace")}, cpu_s=limits.cpu_s, wall_s=limits.wall_s,
             data_mb=limits.memory_mb, file_kb=limits.artifact_kb, stdout_kb=limits.output_kb,
-            stderr_kb=limits.output_kb, descriptors=256,
+            stderr_kb=limits.output_kb, descriptors=256, own_proc=self.own_proc,
         )  # fmt: skip
         ended = tools.run(command)
         trouble = gave_up(ended, limits)
         words = (ended.stderr + b"\n" + ended.stdout).decode("utf-8", "replace")
         found = self.parse(words, Text(source), name)
+        if moves_lines(language, source):
+            found = without_places(found)
         if trouble is not None:
             return Report(language, self.version, trouble[0], distinct(found), ended.cpu_s, reason=trouble[1])
         if ended.code == 0:
@@ -154,6 +167,7 @@ class GoCompiler(_OneShot):
     """Go by ``gofmt -e``: all syntax errors; types and imports are not looked at."""
 
     languages, package, suffix = ("go",), "golang-go", ".go"
+    canaries: ClassVar[Mapping[str, str]] = {"go": "package main\n\nfunc main() {}\n"}
     arguments: tuple[str, ...] = ("-e", "-l")
 
     @cached_property
@@ -168,18 +182,25 @@ class GoCompiler(_OneShot):
         found = re.search(r"go(\d[\w.]*)", first_line(go, "version")) if go else None
         return f"gofmt {found[1]} (parse)" if found else "gofmt (parse)"
 
+    def parse(self, words: str, text: Text, name: str) -> list[Diagnostic]:
+        """All syntax errors but those at the end of the file that follow from an earlier one, as nearly always."""
+        found = parse_text(words, text, name)
+        return [one for place, one in enumerate(found) if place == 0 or not one.message.endswith("found 'EOF'")]
+
 
 class PhpCompiler(_OneShot):
     """PHP by ``php -l``, which reports one error and no column."""
 
     languages, package, suffix = ("php",), "php-cli", ".php"
     arguments: tuple[str, ...] = ("-n", "-d", "display_errors=stderr", "-d", "log_errors=0", "-l")
+    canaries: ClassVar[Mapping[str, str]] = {"php": "<?php echo 1;\n"}
     _PATTERN = re.compile(r"(?:PHP )?(Parse|Fatal) error:\s*(.*) in .*? on line (\d+)")
 
     @cached_property
     def path(self) -> str | None:
-        """The command-line interpreter."""
-        return which("php")
+        """The command-line interpreter, links resolved."""
+        found = which("php")
+        return os.path.realpath(found) if found else None
 
     @cached_property
     def version(self) -> str:
@@ -199,6 +220,8 @@ class CSharpCompiler(_OneShot):
     """C# by mono's ``mcs``: ``--parse`` for syntax alone, a whole compilation to a library otherwise."""
 
     languages, package, suffix = ("csharp",), "mono-mcs", ".cs"
+    canaries: ClassVar[Mapping[str, str]] = {"csharp": "class A { int F() { return 1; } }\n"}
+    own_proc = True  # mono looks for its stack in /proc/self/maps
     arguments: tuple[str, ...] = ("-target:library", "-out:program.dll", "-nologo")
     _PATTERN = re.compile(r"\((\d+),(\d+)(?:,(\d+),(\d+))?\): (error|warning) (CS\d+: .*)")
 
@@ -214,7 +237,7 @@ class CSharpCompiler(_OneShot):
         return f"mcs {found[1] if found else ''}"
 
     def check(self, language: str, source: str, stage: Stage, tools: Tools) -> Report:
-        """Parse (a lone method inside a class), or compile."""
+        """Parse (of a lone method the smaller of its errors bare and inside a class), or compile."""
         if stage == "full":
             return super().check(language, source, stage, tools)
         parser = _CSharpParser()
@@ -223,7 +246,7 @@ class CSharpCompiler(_OneShot):
             return bare
         head = "class A {\n"
         wrapped = parser.check(language, head + source + "\n}", stage, tools)
-        if wrapped.status != "ok" and len(wrapped.errors) >= len(bare.errors):
+        if wrapped.status != "ok" and len(wrapped.errors) > len(bare.errors):
             return bare
         moved = tuple(_moved_up(found, Text(source)) for found in wrapped.diagnostics)
         return Report(language, wrapped.compiler, wrapped.status, moved, wrapped.cpu_s, reason=wrapped.reason)
@@ -232,9 +255,12 @@ class CSharpCompiler(_OneShot):
         """``file(line,column): error CS1002: message``."""
         found = []
         for line, column, _, _, kind, message in self._PATTERN.findall(words):
-            low = text.position(text.offset(int(line), int(column)))
-            severity = "error" if kind == "error" else "warning"
-            found.append(Diagnostic(severity, message[:400], *low, low[0], low[1] + 1))  # type: ignore[arg-type]
+            severity: Severity = "error" if kind == "error" else "warning"
+            start = text.from_utf16(int(line), int(column))
+            if start is None:
+                found.append(Diagnostic(severity, message[:400]))
+            else:
+                found.append(Diagnostic(severity, message[:400], int(line), start, int(line), start + 1))
         return found
 
 

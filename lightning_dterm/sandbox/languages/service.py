@@ -49,6 +49,8 @@ class Service:
     ) -> None:
         self._command, self._readable, self._required, self._lifetime = command, readable, required, lifetime
         self._check = check
+        self._leftovers: Sequence[str] = ()
+        self._namespaces = True
         self._lock = threading.RLock()
         self._launcher: Launcher | None = None
         self._streams = (-1, -1)
@@ -56,9 +58,10 @@ class Service:
         self._owner = 0
         self.starts = 0
 
-    def require(self, fences: frozenset[str]) -> None:
-        """Set the fences that must hold, before the first request."""
-        self._required = fences
+    def adopt(self, required: frozenset[str], leftovers: Sequence[str], namespaces: bool) -> None:
+        """Before the first request: fences that must hold, what else to remove if this process is killed, namespaces or
+        not; as for :class:`Launcher`."""
+        self._required, self._leftovers, self._namespaces = required, leftovers, namespaces
 
     def request(self, message: bytes, wall_s: float) -> bytes:
         """Send one message and wait for the answer.
@@ -95,7 +98,7 @@ class Service:
         for_child, ours_out = os.pipe()
         ours_in, from_child = os.pipe()
         self._streams, self._owner, self._served = (ours_in, ours_out), os.getpid(), 0
-        self._launcher = Launcher(self._readable, self._required, (for_child, from_child))
+        self._launcher = Launcher(self._readable, self._required, (for_child, from_child), leftovers=self._leftovers)
         try:
             self._launcher.start()
             self._launcher.send(self._command, for_child, from_child)

@@ -1,0 +1,109 @@
+"""What can be configured about style, and what length must not do to it."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_dterm.rewards import StyleReward
+from lightning_dterm.rewards import style as style_module
+from lightning_dterm.types import CodeTask, Sample
+
+TASK = CodeTask("t", "synthesis", "python", "", "", "")
+
+
+def sample(text: str) -> Sample:
+    return Sample(TASK, text, ((0, len(text)),))
+
+
+def test_one_ruff_call_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    real = subprocess.run
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return real(*arguments, **options)
+
+    reward = StyleReward()
+    monkeypatch.setattr(style_module.subprocess, "run", counted)
+    results = reward.score([sample(f"import os\n\n\ndef f_{n}():\n    return {n}\n") for n in range(50)])
+    assert len(calls) == 1
+    assert [result.value for result in results] == pytest.approx([1 - 1 / 3] * 50)
+
+
+def test_security_and_bug_rules_are_on_and_each_violation_has_its_span() -> None:
+    text = "def f(xs=[]):\n    return eval(xs[0])\n\n\nimport os\n"
+    result = StyleReward().score([sample(text)])[0]
+    found = dict(zip(result.details["violations"], result.spans, strict=True))
+    assert {code: text[span.start : span.end] for code, span in found.items()} == {
+        "B006": "[]",
+        "S307": "eval(xs[0])",
+        "E402": "import os",
+        "F401": "os",
+    }
+    assert {code: span.weight for code, span in found.items()} == {"B006": 1.0, "S307": 1.0, "E402": 0.5, "F401": 1.0}
+    only = StyleReward(select=["S"]).score([sample(text)])[0]
+    assert only.details["violations"] == ("S307",)
+
+
+def test_autofixable_violations_count_as_configured() -> None:
+    text = "import os\nx = eval('1')\n"  # F401 has a safe fix, S307 none; two lines
+    for factor, lost in ((1.0, 2.0), (0.5, 1.5), (0.0, 1.0)):
+        result = StyleReward(autofixable=factor).score([sample(text)])[0]
+        assert result.value == pytest.approx(1 - min(1.0, lost / 2))
+        assert sum(span.weight for span in result.spans) == lost
+        assert all(span.weight > 0 for span in result.spans)
+    unsafe = "def f():\n    x = 1\n"  # F841's fix is not safe, so it counts whole
+    assert StyleReward(autofixable=0.0).score([sample(unsafe)])[0].value == pytest.approx(1 - 1 / 2)
+
+
+def test_severe_rules_count_as_configured() -> None:
+    text = "x = eval('1')\ny = 2\nz = 3\nw = 4\n"
+    for severity, value in ((1.0, 0.75), (0.2, 0.95)):
+        result = StyleReward(severity={"S": 0.5, "S307": severity}).score([sample(text)])[0]
+        assert result.value == pytest.approx(value)
+        assert [span.weight for span in result.spans] == [severity]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lines=st.lists(
+        st.sampled_from(["x = eval('1')", "y = 1", "z = y if y == None else 2", "w = 1;", "v = [ 1]"]),
+        min_size=1,
+        max_size=6,
+    ),
+    times=st.integers(2, 4),
+)
+def test_longer_code_of_the_same_density_scores_the_same(lines: list[str], times: int) -> None:
+    body = "y = 0\n" + "".join(f"{line}\n" for line in lines)
+    once, more = StyleReward(ignore=["W292", "W291"]).score([sample(body), sample(body * times)])
+    assert more.value == pytest.approx(once.value)
+    clean = StyleReward().score([sample("x = 1\n" * times)])[0]
+    assert clean.value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"autofixable": 1.5}, "autofixable must lie in"),
+        ({"autofixable": -0.1}, "autofixable must lie in"),
+        ({"autofixable": float("nan")}, "autofixable must lie in"),
+        ({"severity": {"S": 2.0}}, "severities must lie in"),
+        ({"severity": {"s307": 1.0}}, "names no Ruff rule or prefix: s307"),
+        ({"line_length": 0}, "line_length"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StyleReward(**settings)
+
+
+@pytest.mark.parametrize("rules", [{"select": ["NOSUCH"]}, {"ignore": ["Z999999"]}])
+def test_wrong_rules_end_the_run_before_it_begins(rules: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"select or ignore is wrong: .*(NOSUCH|Z999999)"):
+        StyleReward(**rules).setup()
+    StyleReward().setup()
