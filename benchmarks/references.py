@@ -17,7 +17,6 @@ import copy
 import gzip
 import json
 import os
-import platform
 import random
 import resource
 import signal
@@ -31,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.provenance import measured, write
 
 MAX_MUTANTS = 12
 PLAIN_CPU_S = 4
@@ -304,12 +305,12 @@ def main() -> None:
     figures = report(tasks, *judge_all(tasks, trials, options.seed), trials)
     command = ["python benchmarks/references.py --data FOLDER", f"--limit {options.limit}" if options.limit else ""]
     figures = {
+        **measured(),
         "command": " ".join([*command, f"--seed {options.seed}"]).replace("  ", " "),
-        "python": platform.python_version(),
         "seconds": round(time.time() - started),
         **figures,
     }
-    options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write(options.out, figures)
     print(json.dumps(figures["datasets"], indent=1))
 
 

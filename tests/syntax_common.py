@@ -104,6 +104,6 @@ def shared_functions(language: str, count: int) -> list[str]:
         pack = rows(f"multilingual/humaneval_x/humaneval_{name}.jsonl.gz")
         found += [row["prompt"] + row["canonical_solution"] for row in pack]
     mbxp = (row for row in rows(f"multilingual/mbxp/{language}.jsonl.gz") if row.get("canonical_solution"))
-    tail = "\n}" if language == "csharp" else ""  # MBXP leaves the class open
+    tail = "\n}\n}" if language == "csharp" else ""  # MBXP leaves the class and the namespace open
     found += [row["prompt"] + row["canonical_solution"] + tail for row in mbxp]
     return found[:count]

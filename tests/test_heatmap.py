@@ -188,6 +188,7 @@ def test_describe_and_shown() -> None:
     assert describe(HeatMapRow("tests", (0.0,), None, 0.0)) == "tests n/a"
     assert describe(HeatMapRow("total", (0.5, -1.0))) == "total -0.500"
     assert describe(HeatMapRow("value", (0.5, -1.0))) == "value"
+    assert describe(HeatMapRow("total", (-1e-9,))) == "total +0.000"
     assert shown("a b\n\t\r\u202e\x1b") == "a·b⏎⇥␍⟨202E⟩⟨1B⟩"
     assert shown("x" * 41) == "x" * 39 + "…"
 

@@ -142,7 +142,7 @@ def _visible(character: str) -> str:
 
 def describe(row: HeatMapRow) -> str:
     """A row's name and sum: ``tests 0.450 = 0.90 x 0.50`` for a component, ``tests: not applicable`` if masked."""
-    total = f"{sum(row.values):+.3f}"
+    total = f"{round(sum(row.values), 3) + 0.0:+.3f}"  # no minus before a zero
     if row.alpha is None:
         return f"{shown(row.name)} {total}" if row.is_reward else shown(row.name)
     if row.score is None:

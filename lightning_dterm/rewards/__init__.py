@@ -1,7 +1,9 @@
 """Reward components and the suite that runs them."""
 
+from lightning_dterm.rewards.ast_match import AstMatchReward
 from lightning_dterm.rewards.base import FunctionReward, RewardComponent
 from lightning_dterm.rewards.compile import CompileReward
+from lightning_dterm.rewards.dfg_match import DfgMatchReward
 from lightning_dterm.rewards.efficiency import EfficiencyReward
 from lightning_dterm.rewards.similarity import SimilarityReward
 from lightning_dterm.rewards.style import StyleReward
@@ -10,6 +12,7 @@ from lightning_dterm.rewards.syntax import SyntaxReward
 from lightning_dterm.rewards.tests import TestsReward
 
 __all__ = [
-    "CompileReward", "EfficiencyReward", "FunctionReward", "Pending", "RewardComponent", "RewardFailure", "RewardSuite",
-    "SimilarityReward", "StyleReward", "SuiteResult", "SyntaxReward", "TestsReward",
+    "AstMatchReward", "CompileReward", "DfgMatchReward", "EfficiencyReward", "FunctionReward", "Pending",
+    "RewardComponent", "RewardFailure", "RewardSuite", "SimilarityReward", "StyleReward", "SuiteResult",
+    "SyntaxReward", "TestsReward",
 ]  # fmt: skip
