@@ -36,9 +36,9 @@ from transformers import AutoTokenizer
 
 from benchmarks import provenance
 from lightning_dterm.attribution.offsets import TokenOffsets
+from lightning_dterm.structure.process import language_of
 from lightning_dterm.syntax import TreeSitterChecker, checker_for
 from lightning_dterm.syntax.clike import LANGUAGES, lexemes
-from lightning_dterm.syntax.treesitter import _language
 from lightning_dterm.syntax.viability import viable
 from tests.syntax_common import mutate, parses, rows, shared_functions, stdlib_functions, token_ends
 
@@ -163,7 +163,7 @@ def others(language: str, count: int, tokenizer: Any) -> dict[str, Any]:
     functions = shared_functions(language, count)
     good = [function for function in functions if checker.complete(function)]
     prefixes = alarms = naive = mutants = found = early = 0
-    parser = tree_sitter.Parser(_language(language))
+    parser = tree_sitter.Parser(language_of(language))
     for function in good:
         for end in rng.sample(range(1, len(function)), min(20, len(function) - 1)):
             prefixes += 1

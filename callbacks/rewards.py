@@ -10,12 +10,15 @@ import torch
 import torch.distributed as dist
 
 from lightning_dterm.hooks import RolloutCallback
-from lightning_dterm.modules.distributed import all_sum
+from lightning_dterm.modules.distributed import all_gather, rank
 from lightning_dterm.rewards import (
     CompileReward,
     EfficiencyReward,
+    FunctionReward,
     Pending,
+    Progress,
     RewardComponent,
+    RewardFailure,
     RewardSuite,
     SimilarityReward,
     StyleReward,
@@ -41,7 +44,8 @@ class RewardComputation(RolloutCallback):
     checkpoint, per rank.
 
     Args:
-        components: Reward components in column order; default: the five of DTERM.
+        components: Reward components in column order, or import paths of TRL-style functions
+            (:class:`lightning_dterm.rewards.FunctionReward`); default: the five of DTERM.
         sandbox_slots: Programs run at a time; default: this process's share of the cores.
         limits: Limits of each program.
         allow_missing: Isolation fences that may be missing, see :class:`lightning_dterm.sandbox.Sandbox`.
@@ -50,13 +54,14 @@ class RewardComputation(RolloutCallback):
         overlap: Run programs while the models score the rollout; False runs them afterwards. Scores are the same.
         max_failures: Share of failed scores of one component, over the last ``window``, that stops the run.
         window: Scores remembered per component.
+        timeout_s: Seconds that a component may take for one batch, where it does not say itself.
         extractor: ``(text, language) -> ((start, end), ...)``, which parts of a completion are code; default:
             :func:`lightning_dterm.attribution.extract.extract_code`.
     """
 
     def __init__(
         self,
-        components: list[RewardComponent] | None = None,
+        components: list[RewardComponent | str] | None = None,
         sandbox_slots: int | None = None,
         limits: Limits | None = None,
         allow_missing: Sequence[str] = (),
@@ -65,12 +70,15 @@ class RewardComputation(RolloutCallback):
         extractor: Extractor | None = None,
         min_level: str = "kernel",
         overlap: bool = True,
+        timeout_s: float = 600.0,
     ) -> None:
         self._sandbox = Sandbox(sandbox_slots, limits, allow_missing, min_level=min_level)
         self._slots = sandbox_slots
         self._extractor = extractor
-        chosen = default_components() if components is None else components
-        self.suite = RewardSuite(chosen, self._sandbox, max_failures, window)
+        named = default_components() if components is None else components
+        chosen = [FunctionReward(one) if isinstance(one, str) else one for one in named]
+        self.suite = RewardSuite(chosen, self._sandbox, max_failures, window, timeout_s)
+        self.columns: dict[str, list[Any]] = {}
         self.overlap = overlap
         self._begun: tuple[Rollout, list[Sample], Pending] | None = None
 
@@ -99,7 +107,7 @@ class RewardComputation(RolloutCallback):
         """Close components and end the sandbox's workers."""
         begun, self._begun = self._begun, None
         if begun is not None:
-            begun[2].wait()  # or it would start workers anew
+            begun[2].abandon()  # or it would start workers anew
         self.suite.close()
         self._sandbox.close()
 
@@ -107,22 +115,43 @@ class RewardComputation(RolloutCallback):
         """Begin: nothing that is begun here draws a random number or depends on when it ends."""
         if self.overlap:
             samples = self.make_samples(rollout)
-            self._begun = rollout, samples, self.suite.start(samples)
+            self._begun = rollout, samples, self.suite.start(samples, progress_of(trainer, pl_module))
 
     def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
-        """Fill ``samples``, ``component_names``, ``scores``, ``evidence``, ``outcome`` and metrics of the rollout."""
+        """Fill ``samples``, ``component_names``, ``scores``, ``evidence``, ``outcome`` and metrics of the rollout.
+
+        Raises:
+            RewardFailure: A reward fails too often, here or on another rank: all ranks stop together.
+        """
         begun, self._begun = self._begun, None
-        if begun is not None and begun[0] is rollout:
-            rollout.samples, result = begun[1], begun[2].result()
-        else:
-            rollout.samples = self.make_samples(rollout)
-            result = self.suite.score(rollout.samples)
+        result, stop = None, None
+        try:
+            if begun is not None and begun[0] is rollout:
+                rollout.samples, result = begun[1], begun[2].result()
+            else:
+                rollout.samples = self.make_samples(rollout)
+                result = self.suite.score(rollout.samples, progress_of(trainer, pl_module))
+        except Exception as error:  # or the other ranks would wait for this one
+            stop = error
+        failures = self._together(result, stop)
+        assert result is not None
         device = rollout.response_ids.device
         rollout.component_names = result.names
         rollout.scores, rollout.outcome = result.scores.to(device), result.outcome.to(device)
         rollout.evidence = result.evidence
-        failures = all_sum(torch.tensor([result.failures[name] for name in result.names], device=device))
-        rollout.metrics.update(reward_metrics(result, failures.tolist()))
+        self.columns = result.columns
+        rollout.metrics.update(reward_metrics(result, failures))
+
+    def _together(self, result: SuiteResult | None, stop: Exception | None) -> list[int]:
+        """Failures per component, of all ranks; where one rank must stop, all do."""
+        own = None if result is None else [result.failures[name] for name in result.names]
+        gathered = all_gather((own, f"{type(stop).__name__}: {stop}" if stop is not None else ""))
+        if stop is not None:
+            raise stop
+        for index, (_, message) in enumerate(gathered):
+            if message:
+                raise RewardFailure(f"process {index} (this is {rank()}): {message}")
+        return [sum(counts) for counts in zip(*(part for part, _ in gathered if part is not None), strict=True)]
 
     def make_samples(self, rollout: Rollout) -> list[Sample]:
         """One sample per completion, with its code located.
@@ -134,10 +163,12 @@ class RewardComputation(RolloutCallback):
         if self._extractor is None:
             raise RuntimeError("RewardComputation.setup was not called: there is no extractor yet.")
         finished = rollout.finished.tolist()
+        masks = rollout.response_mask.bool().cpu()
+        ids = [tuple(row[mask].tolist()) for row, mask in zip(rollout.response_ids.cpu(), masks, strict=True)]
         samples = []
-        for task, text, ended in zip(rollout.tasks, rollout.texts, finished, strict=True):
+        for task, text, ended, tokens in zip(rollout.tasks, rollout.texts, finished, ids, strict=True):
             spans = tuple((int(start), int(end)) for start, end in self._extractor(text, task.language))
-            samples.append(Sample(task, text, spans, truncated=not ended))
+            samples.append(Sample(task, text, spans, truncated=not ended, token_ids=tokens))
         return samples
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,6 +186,13 @@ class RewardComputation(RolloutCallback):
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         if rank < len(ranks):
             self.suite.load_state_dict(ranks[rank])
+
+
+def progress_of(trainer: L.Trainer | None, module: L.LightningModule | None) -> Progress:
+    """How far a run is; at its start where there is none."""
+    if trainer is None or module is None:
+        return Progress()
+    return Progress(module.global_step, trainer.max_steps, trainer.current_epoch)
 
 
 def reward_metrics(result: SuiteResult, failures: Sequence[int]) -> dict[str, float]:
@@ -179,6 +217,7 @@ def reward_metrics(result: SuiteResult, failures: Sequence[int]) -> dict[str, fl
         metrics[f"reward_applicable/{name}"] = applicable[:, column].float().mean().item()
         metrics[f"reward_failures/{name}"] = float(failures[column])
         metrics[f"time/reward_{name}"] = result.seconds[name]
+    metrics.update({f"reward_log/{name}": value for name, value in result.metrics.items()})
     known = ~torch.isnan(result.outcome)
     if known.any():
         metrics["reward/outcome"] = result.outcome[known].mean().item()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_dterm.callbacks.rewards import RewardComputation
 from lightning_dterm.checkpointing import atomic_write
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.types import Rollout
@@ -23,7 +25,7 @@ class SampleTableLogger(RolloutCallback):
 
     The same Markdown goes to ``<log_dir>/samples/step_XXXXXX.md`` and to TensorBoard's text page (tag ``samples``): a
     table with one row a sample - each component as ``score x alpha``, the total, the task's own success - and below it
-    every completion in full. Rank 0 shows samples of its own share.
+    every completion in full, with what rewards logged of it. Rank 0 shows samples of its own share.
 
     Args:
         every_n_rollouts: Rollouts between two tables; the first rollout has one.
@@ -49,7 +51,9 @@ class SampleTableLogger(RolloutCallback):
         if not trainer.is_global_zero:
             return
         step = index + 1
-        document = render_samples(rollout, pick_rows(rollout, self.num_samples), self.max_chars, f"Rollout {step}")
+        logged = next((c.columns for c in trainer.callbacks if isinstance(c, RewardComputation)), None)  # type: ignore[attr-defined]
+        rows = pick_rows(rollout, self.num_samples)
+        document = render_samples(rollout, rows, self.max_chars, f"Rollout {step}", logged)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / f"step_{step:06d}.md") as file:
             file.write(document.encode("utf-8", "replace"))
@@ -75,8 +79,22 @@ def pick_rows(rollout: Rollout, count: int) -> list[int]:
     return picked
 
 
-def render_samples(rollout: Rollout, rows: Sequence[int], max_chars: int, title: str) -> str:
-    """Markdown of the chosen rows. Model-written text cannot break out of its cell or fence."""
+def render_samples(
+    rollout: Rollout,
+    rows: Sequence[int],
+    max_chars: int,
+    title: str,
+    logged: Mapping[str, Sequence[Any]] | None = None,
+) -> str:
+    """Markdown of the chosen rows. Model-written text cannot break out of its cell or fence.
+
+    Args:
+        rollout: With scores.
+        rows: Which samples, in order.
+        max_chars: Longer texts are cut there.
+        title: Of the page.
+        logged: What components logged, a value per sample of the rollout; shown below each completion.
+    """
     names = rollout.component_names
     head = ["#", "task", "type", "completion", *map(escape, names), "total", "success", "tokens"]
     lines = [f"# {title}", "", _row(head), _row(["---"] * len(head))]
@@ -86,6 +104,9 @@ def render_samples(rollout: Rollout, rows: Sequence[int], max_chars: int, title:
         task = rollout.tasks[row]
         lines += [f"## {number}: {escape(task.task_id)}", "", "Prompt:", "", fenced(task.prompt, "", max_chars), ""]
         lines += ["Completion:", "", fenced(rollout.texts[row], task.language, max_chars), ""]
+        shown = {key: values[row] for key, values in (logged or {}).items() if values[row] is not None}
+        lines += [f"- {escape(key)}: {escape(str(value)[:max_chars])}" for key, value in shown.items()]
+        lines += [""] if shown else []
     return "\n".join(lines)
 
 

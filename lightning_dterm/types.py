@@ -106,6 +106,7 @@ class Sample:
         code_spans: Character ranges of ``text`` that are code, ascending and disjoint (all of it for bare code).
         truncated: True where generation stopped at the length limit, without an end-of-sequence token.
         execution: The sandbox's result for ``program`` on the task's tests, where a component asked for one.
+        token_ids: The completion's tokens as generated, the end-of-sequence token included; empty where not known.
     """
 
     task: CodeTask
@@ -113,6 +114,7 @@ class Sample:
     code_spans: tuple[tuple[int, int], ...]
     truncated: bool = False
     execution: Result | None = None
+    token_ids: tuple[int, ...] = ()
 
     @property
     def code(self) -> str:

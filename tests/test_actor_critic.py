@@ -182,8 +182,9 @@ def test_generation_is_the_same_with_gradient_checkpointing(path: Path) -> None:
     texts = []
     for checkpointing in (False, True):
         config = ActorConfig(path=str(path), gradient_checkpointing=checkpointing)
-        policy = ActorCritic(config, CriticConfig(kind="shared")).train()
+        policy = ActorCritic(config, CriticConfig(kind="shared"))
         ids, mask, _ = rollout(policy, 1.0)
+        policy.train()
         uniforms = sample_uniforms([("check", i) for i in range(len(PROMPTS))], 10)
         responses = policy.generate(ids, mask, uniforms, eos_ids=[0], pad_id=1, temperature=1.0)
         texts.append(responses.ids.tolist())

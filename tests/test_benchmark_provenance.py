@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from benchmarks import codexglue
-from benchmarks.provenance import provenance
+from benchmarks.provenance import ROOT, provenance
 
 
 def test_the_recorded_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +34,32 @@ def test_the_documented_command_is_accepted() -> None:
     (line,) = [line for line in str(codexglue.__doc__).splitlines() if "python benchmarks/codexglue.py" in line]
     args = codexglue.parser().parse_args(shlex.split(line)[2:])
     assert (args.data_dir, args.trained_at) == ("$DIR", "$COMMIT")
+
+
+def recorded(value: Any) -> Iterator[str]:
+    """Every ``command`` in a result, however deep."""
+    if isinstance(value, dict):
+        if "command" in value:
+            yield value["command"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from recorded(part)
+
+
+COMMANDS = [
+    pytest.param(command, id=path.stem)
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    for command in recorded(json.loads(path.read_text(encoding="utf-8")))
+]
+
+
+def test_commands_are_found_wherever_they_stand() -> None:
+    assert list(recorded([{"runs": [{"command": "a"}]}, {"command": "b", "more": {"command": "c"}}])) == ["a", "b", "c"]
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_committed_command_is_one_that_a_shell_reads(command: str) -> None:
+    checked = subprocess.run(["bash", "-n"], input=command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr

@@ -123,6 +123,7 @@ def fake_trainer(folder: Path, batch: int, rank: int = 0) -> Any:
         log_dir=str(folder),
         default_root_dir=str(folder),
         loggers=[logger],
+        callbacks=[],
         close=lambda: logger.finalize("success"),
     )
 
@@ -156,3 +157,12 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 def test_bad_settings_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         SampleTableLogger(**{name: 0})
+
+
+def test_what_rewards_log_is_shown_below_its_completion() -> None:
+    rollout = rollout_of(("repair", 0, "first"), ("repair", 1, "second"))
+    document = render_samples(rollout, [1, 0], 12, "R", {"judge/why": [None, "<b>too long a story"]})
+    assert document.index("second") < document.index("judge/why") < document.index("## 2")
+    assert "<b>" not in document
+    assert "too long" in document
+    assert "story" not in document

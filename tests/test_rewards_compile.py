@@ -9,13 +9,16 @@ import math
 import os
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightning_dterm.rewards import CompileReward
+from lightning_dterm.sandbox import Job, Limits, Result, Sandbox
 from lightning_dterm.sandbox.languages import CompileLimits, Compilers, Report
+from lightning_dterm.sandbox.result import CompileError
 from lightning_dterm.types import CallTest, CodeTask, RewardResult, Sample
 from tests.languages_common import children, folders, needs, own_temporary_folder
 
@@ -224,3 +227,26 @@ def test_tracer_pairs(reward: CompileReward, capsys: pytest.CaptureFixture[str])
         print(f"\nTRACER, {len(pairs)} pairs: broken rejected {broken:.1%}, mended accepted {mended:.1%}")
     assert broken > 0.9
     assert mended > 0.95
+
+
+def test_a_program_too_much_for_cpythons_compiler_counts_the_most() -> None:
+    """Ninety thousand signs in a row end its parser or its process, by whatever way."""
+    with Sandbox(slots=1, limits=Limits(cpu_s=1.0, wall_s=5.0)) as box:
+        programs = ["x = 1\n", "x = = 1\n", f"x = {'-' * 90_000}1\n"]
+        results = box.run_many([Job(program, None) for program in programs])
+        samples = [make(program, "python") for program in programs]
+        for sample, result in zip(samples, results, strict=True):
+            sample.execution = result
+        scored = CompileReward(lam=0.5, max_errors=7).score(samples)
+    assert [result.details["errors"] for result in scored] == [0, 1, 7]
+    assert [result.value for result in scored] == pytest.approx([1.0, math.exp(-0.5), math.exp(-3.5)])
+    assert scored[2].details["status"] in ("crash", "memory", "timeout")
+    lost = CompileReward().score([replace(samples[0], execution=Result("infra", exception="judge gone"))])[0]
+    assert (lost.value, lost.error) == (None, "cpython: judge gone")
+
+
+@pytest.mark.parametrize("message", ["the compiler ended abnormally", "MemoryError: "])
+def test_how_cpythons_compiler_gave_up_does_not_matter(message: str) -> None:
+    sample = make("x = 1\n", "python")
+    sample.execution = Result("killed", compile_error=CompileError(message, 1, 1, 1, 2))
+    assert CompileReward(max_errors=4).score([sample])[0].value == pytest.approx(math.exp(-4))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 # ruff: noqa: E501 - programs read better on one line
+from dataclasses import replace
+
 import pytest
 
 from lightning_dterm.rewards import EfficiencyReward
@@ -60,3 +62,15 @@ def test_our_own_failures_are_masked_and_never_zero(sandbox: Sandbox) -> None:
     result = EfficiencyReward(sandbox=sandbox).score([Sample(about, LINEAR, ((0, len(LINEAR)),), execution=lost)])[0]
     assert result.value is None
     assert result.error == "sandbox: the judge died"
+
+
+def test_a_reference_that_cannot_be_metered_makes_it_inapplicable_and_a_broken_one_fails(sandbox: Sandbox) -> None:
+    unmetered = "import os\n\ndef f(xs):\n    return len(set(xs)) < len(xs)\n"
+    about = replace(task(50), reference=unmetered)
+    result = score(sandbox, LINEAR, about)
+    assert (result.value, result.error) == (None, None)
+    assert result.details["reason"] == "the reference cannot be metered"
+    assert score(sandbox, "def f(xs):\n    return True\n", about).value == 0.0
+    broken = score(sandbox, LINEAR, replace(task(50), reference="def f(xs):\n    return 1\n"))
+    assert broken.value is None
+    assert "reference of task 'n50' does not pass" in str(broken.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -69,9 +70,7 @@ def test_scores_do_not_depend_on_where_they_are_made(sandbox: Sandbox) -> None:
         pending = suite.start(make_samples(*PROGRAMS)) if overlap else None
         result = pending.result() if pending else suite.score(make_samples(*PROGRAMS))
         found.append((result.scores, result.evidence, result.outcome, suite.state_dict()))
-        main = threading.current_thread().name
-        assert parts[0].thread == main  # type: ignore[attr-defined]
-        assert parts[3].thread == ("rewards" if overlap else main)  # type: ignore[attr-defined]
+        assert [part.thread for part in (parts[0], parts[3])] == ["reward-late", "reward-early"]  # type: ignore[attr-defined]
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
     assert torch.equal(found[0][2], found[1][2])
@@ -145,16 +144,21 @@ def test_the_callback_begins_after_generation_and_collects(overlap: bool) -> Non
     assert callback.sandbox._client.pid is None  # nothing that was begun starts workers anew
 
 
-def test_a_users_reward_is_left_on_the_trainers_thread(sandbox: Sandbox) -> None:
+def test_a_users_function_waits_its_turn_and_without_a_limit_has_the_trainers_thread(sandbox: Sandbox) -> None:
     threads: list[str] = []
 
     def where(completions: list[str]) -> list[float]:
         threads.append(threading.current_thread().name)
         return [1.0 for _ in completions]
 
-    suite = RewardSuite([FunctionReward(where)], sandbox)
-    suite.start(make_samples(SQUARE)).result()
-    assert threads == [threading.current_thread().name]
+    for timeout_s, expected in ((5.0, "reward-where"), (math.inf, threading.current_thread().name)):
+        suite = RewardSuite([FunctionReward(where, timeout_s=timeout_s)], sandbox)
+        pending = suite.start(make_samples(SQUARE))
+        pending._thread.join()
+        assert threads == []  # it begins when its result is asked for
+        assert pending.result().scores.item() == 1.0
+        assert threads == [expected]
+        threads.clear()
 
 
 class PythonData(TextData):

@@ -15,6 +15,7 @@ import pytest
 
 from lightning_dterm.sandbox.folders import PREFIX, HeldFolder, sweep
 from lightning_dterm.sandbox.process import bury, children, empty_folder, remove_folder
+from lightning_dterm.sandbox.spawn import Worker
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox needs Linux")
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -110,6 +111,15 @@ def test_a_new_folder_that_another_process_sweeps_at_once_is_made_again(
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(held)
     folder.close()
+
+
+def test_a_worker_that_cannot_be_started_leaves_nothing(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptors = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(sys, "executable", str(where / "missing"))
+    with pytest.raises(FileNotFoundError):
+        Worker(Path("script.py"), "test", [])
+    assert list(where.iterdir()) == []
+    assert sorted(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_folders_without_permissions_and_of_great_depth_are_emptied(where: Path) -> None:

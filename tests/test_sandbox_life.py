@@ -120,6 +120,19 @@ def test_what_stays_broken_is_infra_and_never_a_verdict(monkeypatch: pytest.Monk
         assert_healthy(box)
 
 
+def test_accidents_among_many_jobs_cost_none_of_them_its_verdict() -> None:
+    program = "import time\ndef f():\n    time.sleep(0.02)\n    return {}\n"
+    jobs = [Job(program.format(i), "f", (CallTest((), i if i % 3 else -1),)) for i in range(36)]
+    with Sandbox(slots=1) as box:
+        results = box.run_many(jobs, lazy=True)
+        for place in range(0, 36, 6):  # more judges than a job has attempts, each after some verdicts
+            assert results[place].status == "failed"
+            assert box._client.pid is not None
+            os.kill(box._client.pid, signal.SIGKILL)
+        assert [result.status for result in results] == ["passed" if i % 3 else "failed" for i in range(36)]
+        assert box._client.restarts >= 4
+
+
 def test_a_judge_that_cannot_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(SandboxUnavailable, match="did not start"):
@@ -239,6 +252,43 @@ def test_no_process_or_folder_outlives_a_killed_trainer(namespaces: bool, tmp_pa
     while (any(map(alive, below)) or any(tmp_path.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert [pid for pid in below if alive(pid)] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_slot_killed_with_all_its_owners_goes_with_the_next_start(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import sys, time
+        from lightning_dterm.sandbox import Job, Sandbox
+        from tests.sandbox_common import SQUARE, TESTS
+        box = Sandbox(slots=1, namespaces=False)
+        assert box.run(SQUARE, "f", TESTS).passed
+        if len(sys.argv) > 1:
+            sys.exit()
+        program = "open('left', 'w').write('x')\\nimport time\\ntime.sleep(60)"
+        box.run_many([Job(program, "f")], lazy=True)
+        print(box._client.pid, flush=True)
+        time.sleep(60)
+    """)
+    root = str(Path(client.__file__).parent.parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as trainer:
+        assert trainer.stdout is not None
+        judge = int(trainer.stdout.readline())
+        deadline = time.monotonic() + 20
+        while not list(tmp_path.rglob("left")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        victims = [trainer.pid, judge, *descendants(judge)]
+        assert len(victims) == 4  # trainer, judge, zygote and program
+        for signal_ in (signal.SIGSTOP, signal.SIGKILL):  # none of them sees another one die
+            for pid in victims:
+                os.kill(pid, signal_)
+    while any(map(alive, victims)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [path.name for path in tmp_path.rglob("left")] == ["left"]  # nobody was there to remove it
+    subprocess.run([*command, "next"], env=environment, check=True, timeout=60)
+    while any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert list(tmp_path.iterdir()) == []
 
 

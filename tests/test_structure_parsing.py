@@ -104,10 +104,12 @@ def test_a_text_beyond_the_limits_is_none_and_hurts_nobody_else() -> None:
     programs = [("int a;", "java"), ("a=>" * 6000, "java"), ("int b;", "java"), ("a<" * 40_000, "csharp"), ("x", "go")]
     trees = parser.parse_many(programs)
     assert [tree is None for tree in trees] == [False, True, False, True, False]
-    assert parser.restarts == 2
+    restarts = parser.restarts
+    assert 2 <= restarts <= 4  # what crashes the process is tried twice
+    assert sum(parser.process.beyond.values()) == 2
     assert time.monotonic() - started < 60
     assert parser.parse("a" * 2_000_000, "python") is None  # longer than max_bytes: not even sent
-    assert parser.restarts == 2
+    assert parser.restarts == restarts
     parser.close()
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_dterm.callbacks.stop import GracefulStop
 from lightning_dterm.init_actor import init_actor, train_tokenizer
+from lightning_dterm.modules import supervised as supervised_module
 from lightning_dterm.modules.config import GenerationConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.supervised import SupervisedModule
@@ -168,15 +169,37 @@ def test_bad_settings_are_named(actor: Path, setting: dict[str, float]) -> None:
 
 
 def test_a_batch_without_loss_is_refused(actor: Path, tmp_path: Path) -> None:
-    """An empty prompt and an empty reference leave the end token alone, which nothing predicts."""
+    """An empty prompt and a reference cut to its first token leave that token alone, which nothing predicts."""
 
     class Empty(TextData):
         def train_tasks(self):  # type: ignore[no-untyped-def]
-            return [CodeTask(f"t/{i}", "synthesis", "text", "", "", "") for i in range(8)]
+            return [CodeTask(f"t/{i}", "synthesis", "text", "", "", "abc") for i in range(8)]
 
-    module = supervised(actor, schedule="constant")
+    module = supervised(actor, schedule="constant", max_target_length=1)
     with pytest.raises(ValueError, match=r"step 0: ..*no token.*t/"):
         quiet_trainer(tmp_path, 1).fit(module, datamodule=Empty(batch_size=4))
+
+
+@pytest.mark.parametrize("reference", ["", " \n"])
+def test_tasks_without_a_reference_are_refused_by_name(actor: Path, tmp_path: Path, reference: str) -> None:
+    """Their target would be the end token alone: the model would learn to answer nothing."""
+
+    class Some(TextData):
+        def train_tasks(self):  # type: ignore[no-untyped-def]
+            given = {1: reference, 3: reference}
+            return [CodeTask(f"u/{i}", "synthesis", "text", "write f", "d", given.get(i, "abc")) for i in range(4)]
+
+    module = supervised(actor, schedule="constant")
+    with pytest.raises(ValueError, match=r"^2 of the batch's tasks have no reference to learn \(u/[13], u/[13]\)"):
+        quiet_trainer(tmp_path, 1).fit(module, datamodule=Some(batch_size=4))
+
+
+def test_a_missing_reference_of_another_rank_is_refused_here_too(actor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = supervised(actor)
+    monkeypatch.setattr(supervised_module, "all_sum", lambda counts: counts + torch.tensor([0, 0, 1]))
+    monkeypatch.setattr(supervised_module, "all_gather", lambda own: [own, ["u/7"]])
+    with pytest.raises(ValueError, match=r"^1 of the batch's tasks have no reference to learn \(u/7\)"):
+        module.encode([text_task(0)])
 
 
 class Counters(L.Callback):

@@ -14,15 +14,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_dterm.modules.agreement import check_agreement
 from lightning_dterm.modules.config import check_at_least, check_positive
+from lightning_dterm.modules.forward import JoinedBatch, join, logits_head, predicting_states, scatter
 from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm
 from lightning_dterm.modules.sharding import as_forward, unsharded
 from lightning_dterm.rl.generation import Responses, generate
 from lightning_dterm.rl.logprobs import token_logprobs
 
 CriticKind = Literal["separate", "shared", "adapter"]
-# Heads that change logits after the projection: the projection alone would score another distribution.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass
@@ -65,21 +65,6 @@ class Scores(NamedTuple):
     entropy: Tensor | None
 
 
-@dataclass
-class _Batch:
-    """Joined prompts and responses ``[B, P + R]`` without all-padding columns; ``response_mask`` is ``[B, R]``.
-
-    ``start`` is P, ``width`` the T that results are padded back to.
-    """
-
-    ids: Tensor
-    attention: Tensor
-    position: Tensor
-    start: int
-    response_mask: Tensor
-    width: int
-
-
 class ActorCritic(nn.Module):
     """The trainable actor, its critic and the frozen reference.
 
@@ -93,7 +78,7 @@ class ActorCritic(nn.Module):
         with_reference: Keep a reference model (not needed when KL is neither penalised nor reported).
 
     Raises:
-        ActorLoadError: If the actor cannot be loaded.
+        ActorLoadError: If the actor cannot be loaded, or generates by another distribution than training scores.
         ValueError: If the critic's kind does not go with the other settings.
     """
 
@@ -103,6 +88,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         _check(actor, critic, lora)
         base = load_causal_lm(actor)
+        check_agreement(base)
         self.kind = critic.kind
         self.fingerprint = fingerprint(base)
         self.reference: nn.Module | None = None
@@ -116,7 +102,8 @@ class ActorCritic(nn.Module):
             self.actor = with_adapters(base, lora, critic.kind)
         self.uses_lora = lora is not None
         self.with_reference = with_reference
-        self.value_head = nn.Linear(base.config.get_text_config().hidden_size, 1)
+        # of the states that the projection sees: some models narrow them before it (OPT's word_embed_proj_dim)
+        self.value_head = nn.Linear(base.get_output_embeddings().weight.shape[-1], 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.gradient_checkpointing = actor.gradient_checkpointing
@@ -169,7 +156,7 @@ class ActorCritic(nn.Module):
             temperature: The sampling temperature: log-probabilities are those of the distribution sampled from.
             entropy_gradient: Let gradients flow through the entropy.
         """
-        batch = _join(prompt_ids, prompt_mask, response_ids, response_mask)
+        batch = join(prompt_ids, prompt_mask, response_ids, response_mask)
         logprobs = ref_logprobs = values = entropy = None
         if actor:
             with self._adapter("actor"):
@@ -196,14 +183,14 @@ class ActorCritic(nn.Module):
         with unsharded(self, self.actor):
             return generate(self.language_model, *args, **kwargs)
 
-    def _critic_values(self, batch: _Batch) -> Tensor:
+    def _critic_values(self, batch: JoinedBatch) -> Tensor:
         if self.critic is not None:
-            return self._values(self._trunk(self.critic, batch), batch)
+            return self._values(predicting_states(self.critic, batch), batch)
         with self._adapter("critic" if self.kind == "adapter" else "actor"):
             return self._values(self._hidden(self.language_model, batch), batch)
 
     @torch.no_grad()
-    def _reference_logprobs(self, batch: _Batch, temperature: float) -> Tensor:
+    def _reference_logprobs(self, batch: JoinedBatch, temperature: float) -> Tensor:
         if self.reference is None and not self.uses_lora:
             raise RuntimeError("this ActorCritic was built without a reference model")
         model = self.language_model if self.reference is None else self.reference
@@ -211,29 +198,21 @@ class ActorCritic(nn.Module):
             hidden = self._hidden(model, batch)
             return self._logprobs(model, hidden, batch, temperature, False)[0]
 
-    def _hidden(self, model: nn.Module, batch: _Batch) -> Tensor:
-        return self._trunk(model.base_model, batch)  # type: ignore[arg-type]
-
-    def _trunk(self, trunk: nn.Module, batch: _Batch) -> Tensor:
-        """``[N, h]`` hidden states from which the N response tokens are predicted."""
-        output = trunk(
-            input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.position, use_cache=False
-        )
-        predicting: Tensor = output.last_hidden_state[:, batch.start - 1 : -1]
-        return predicting[batch.response_mask]
+    def _hidden(self, model: nn.Module, batch: JoinedBatch) -> Tensor:
+        return predicting_states(model.base_model, batch)  # type: ignore[arg-type]
 
     def _logprobs(
-        self, model: nn.Module, hidden: Tensor, batch: _Batch, temperature: float, entropy_gradient: bool
+        self, model: nn.Module, hidden: Tensor, batch: JoinedBatch, temperature: float, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
         labels = batch.ids[:, batch.start :][batch.response_mask]
         logprobs, entropy = token_logprobs(
             logits_head(model), hidden, labels, temperature, entropy_gradient=entropy_gradient
         )
-        return _scatter(logprobs, batch), _scatter(entropy, batch)
+        return scatter(logprobs, batch), scatter(entropy, batch)
 
-    def _values(self, hidden: Tensor, batch: _Batch) -> Tensor:
+    def _values(self, hidden: Tensor, batch: JoinedBatch) -> Tensor:
         values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
-        return _scatter(values.float(), batch)
+        return scatter(values.float(), batch)
 
     @contextmanager
     def _adapter(self, name: str | None) -> Iterator[None]:
@@ -256,24 +235,6 @@ class ActorCritic(nn.Module):
                 layer.enable_adapters(True)
                 layer.set_adapter("actor")
             _restore(flags)
-
-
-def logits_head(model: nn.Module) -> nn.Module:
-    """The projection from hidden states to logits.
-
-    Raises:
-        ValueError: If the model changes its logits after the projection (soft-capping or scaling).
-    """
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    for key in _LOGIT_TRANSFORMS:
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise ValueError(
-                f"{type(model).__name__} changes its logits after the projection ({key}={getattr(config, key)}): "
-                "not supported yet, choose a model without it, e.g. Qwen2, Qwen2.5-Coder or Llama"
-            )
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    assert isinstance(head, nn.Module)
-    return head
 
 
 def _check(actor: ActorConfig, critic: CriticConfig, lora: LoraSettings | None) -> None:
@@ -313,22 +274,3 @@ def with_adapters(base: PreTrainedModel, lora: LoraSettings, kind: CriticKind) -
 def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
-
-
-def _join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> _Batch:
-    """Join prompts and responses, cutting columns that are padding in every row."""
-    prompt_length = max(int(prompt_mask.sum(-1).max()), 1)
-    response_length = max(int(response_mask.sum(-1).max()), 1)
-    prompt_ids, prompt_mask = prompt_ids[:, -prompt_length:], prompt_mask[:, -prompt_length:]
-    ids = torch.cat([prompt_ids, response_ids[:, :response_length]], dim=1)
-    attention = torch.cat([prompt_mask.long(), response_mask[:, :response_length].long()], dim=1)
-    position = attention.cumsum(-1).sub(1).clamp(min=0)
-    kept = response_mask[:, :response_length].bool()
-    return _Batch(ids, attention, position, prompt_length, kept, response_mask.shape[1])
-
-
-def _scatter(picked: Tensor, batch: _Batch) -> Tensor:
-    """Put ``[N]`` back where the mask is true, ``[B, T]``; differentiable."""
-    mask = batch.response_mask
-    placed = torch.zeros(mask.shape, dtype=picked.dtype, device=picked.device).masked_scatter(mask, picked)
-    return nn.functional.pad(placed, (0, batch.width - mask.shape[1]))

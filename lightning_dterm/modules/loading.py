@@ -28,13 +28,14 @@ class ActorConfig:
         path: Local folder or hub id of any transformers causal language model; ``package:NAME`` is one shipped here.
         dtype: Precision of the weights. Full fine-tuning wants ``float32``; a frozen LoRA base may be ``bfloat16``.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        attn_implementation: transformers' attention backend, e.g. ``sdpa``, ``eager``, ``flash_attention_2``.
+        attn_implementation: transformers' attention backend, e.g. ``sdpa``, ``eager``, ``flash_attention_2``; None lets
+            transformers choose what the model supports (``sdpa`` where it does).
     """
 
     path: str = "package:quickstart"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
-    attn_implementation: str = "sdpa"
+    attn_implementation: str | None = None
 
 
 def resolve_path(path: str) -> str:
@@ -94,17 +95,31 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, own_pad_token: str | None
 
 
 def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token other than EOS to fill with, a special one if there is; masks, not ids, tell padding from text."""
-    others = (tokenizer.unk_token, *tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), *tokenizer.get_vocab())
+    """A token other than EOS to fill with, a special one if there is; masks, not ids, tell padding from text.
+
+    Of several the one with the smallest id: vocabularies come in another order in every process.
+    """
+    added, known = tokenizer.get_added_vocab(), tokenizer.get_vocab()
+    by_id = (*sorted(added, key=added.__getitem__), *sorted(known, key=known.__getitem__))
+    others = (tokenizer.unk_token, *tokenizer.all_special_tokens, *by_id)
     return next(str(token) for token in others if token is not None and token != tokenizer.eos_token)
 
 
 def _explain(what: str, path: str, error: Exception) -> str:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"cannot load the {what} of actor {path!r}: {first_line} "
-        "Give actor.path a local folder written by save_pretrained, or a hub id that is reachable or cached."
-    )
+    return f"cannot load the {what} of actor {path!r}: {first_line} {_remedy(error)}"
+
+
+def _remedy(error: Exception) -> str:
+    """What to change, by what transformers complained of."""
+    said = str(error).lower().replace("_", " ")
+    if any(word in said for word in ("attention implementation", "attn implementation", "flash att")):
+        return "Leave actor.attn_implementation out (transformers then chooses), or give one that the model supports."
+    if isinstance(error, ImportError):
+        return "Install what the model needs."
+    if not isinstance(error, OSError) and ("unrecognized" in said or "does not recognize" in said):
+        return "Give actor.path a causal language model of an architecture that the installed transformers knows."
+    return "Give actor.path a local folder written by save_pretrained, or a hub id that is reachable or cached."
 
 
 def _without_dropout(config: Any) -> Any:
@@ -125,9 +140,8 @@ def load_causal_lm(config: ActorConfig) -> PreTrainedModel:
     dtype = getattr(torch, config.dtype)
     try:
         settings = _without_dropout(AutoConfig.from_pretrained(folder))
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=settings, dtype=dtype, attn_implementation=config.attn_implementation
-        )
+        attention = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+        model = AutoModelForCausalLM.from_pretrained(folder, config=settings, dtype=dtype, **attention)
     except (OSError, ValueError, ImportError) as error:
         raise ActorLoadError(_explain("model", config.path, error)) from error
     if config.gradient_checkpointing:

@@ -12,9 +12,10 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_dterm.callbacks.stop import stopped_by_signal
+from lightning_dterm.modules.agreement import check_agreement
 from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, check_at_least, check_positive
-from lightning_dterm.modules.distributed import all_sum, world_size
+from lightning_dterm.modules.distributed import all_gather, all_sum, world_size
 from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
 from lightning_dterm.modules.sharding import as_forward, data_parallel_mesh, shard, unsharded, whole
@@ -95,12 +96,14 @@ class SupervisedModule(CodeModule):
         """Load the model once, and shard it under FSDP2.
 
         Raises:
+            ActorLoadError: If the model cannot be loaded, or generates by another distribution than training scores.
             ValueError: If the strategy asks for tensor parallelism.
         """
         if self.model is not None:
             return
         mesh = data_parallel_mesh(self)
         self.model = load_causal_lm(self.actor_config)
+        check_agreement(self.model)
         if mesh is not None:
             shard(self.model, mesh)
 
@@ -133,8 +136,12 @@ class SupervisedModule(CodeModule):
         """``ids``, attention ``mask`` and loss ``weights`` of targets, each ``[B, L]``, right-padded.
 
         What was cut is counted over all ranks, which is a collective.
+
+        Raises:
+            ValueError: If a task of any rank has no reference, on all of them: its target would be the end-of-sequence
+                token alone, which teaches to answer nothing.
         """
-        cut = torch.zeros(2, dtype=torch.long, device=self.device)
+        cut = torch.zeros(3, dtype=torch.long, device=self.device)
         rows: list[tuple[list[int], list[float]]] = []
         for task in tasks:
             prompt = self.tokenizer(task.prompt, add_special_tokens=True)["input_ids"]
@@ -144,8 +151,16 @@ class SupervisedModule(CodeModule):
             cut[1] += len(target) > self.max_target_length
             prompt = prompt[-self.generation.max_prompt_length :]
             target = target[: self.max_target_length]
+            cut[2] += not task.reference.strip()
             rows.append((prompt + target, [self.prompt_loss_weight] * len(prompt) + [1.0] * len(target)))
-        overlong_prompts, cut_references = all_sum(cut).tolist()
+        overlong_prompts, cut_references, without_reference = all_sum(cut).tolist()
+        if without_reference:
+            own = [task.task_id for task in tasks if not task.reference.strip()]
+            names = [name for part in all_gather(own) for name in part]
+            raise ValueError(
+                f"{without_reference} of the batch's tasks have no reference to learn ({', '.join(names[:3])}"
+                f"{', ...' if len(names) > 3 else ''}): give them one, or leave them out of the training split"
+            )
         self.overlong_prompts += overlong_prompts
         self.cut_references += cut_references
         width = max(len(ids) for ids, _ in rows)

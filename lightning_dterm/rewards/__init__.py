@@ -1,10 +1,11 @@
 """Reward components and the suite that runs them."""
 
 from lightning_dterm.rewards.ast_match import AstMatchReward
-from lightning_dterm.rewards.base import FunctionReward, RewardComponent
+from lightning_dterm.rewards.base import Logged, Progress, RewardComponent
 from lightning_dterm.rewards.compile import CompileReward
 from lightning_dterm.rewards.dfg_match import DfgMatchReward
 from lightning_dterm.rewards.efficiency import EfficiencyReward
+from lightning_dterm.rewards.function import FunctionReward
 from lightning_dterm.rewards.similarity import SimilarityReward
 from lightning_dterm.rewards.style import StyleReward
 from lightning_dterm.rewards.suite import Pending, RewardFailure, RewardSuite, SuiteResult
@@ -12,7 +13,7 @@ from lightning_dterm.rewards.syntax import SyntaxReward
 from lightning_dterm.rewards.tests import TestsReward
 
 __all__ = [
-    "AstMatchReward", "CompileReward", "DfgMatchReward", "EfficiencyReward", "FunctionReward", "Pending",
-    "RewardComponent", "RewardFailure", "RewardSuite", "SimilarityReward", "StyleReward", "SuiteResult",
+    "AstMatchReward", "CompileReward", "DfgMatchReward", "EfficiencyReward", "FunctionReward", "Logged", "Pending",
+    "Progress", "RewardComponent", "RewardFailure", "RewardSuite", "SimilarityReward", "StyleReward", "SuiteResult",
     "SyntaxReward", "TestsReward",
 ]  # fmt: skip

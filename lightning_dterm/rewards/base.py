@@ -1,21 +1,46 @@
-"""What a reward is: a component that scores a batch of samples, or a plain function made into one."""
+"""What a reward is: a component that scores a batch of samples."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning_dterm.task_tests import visible_metadata
 from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
 
 if TYPE_CHECKING:
     from lightning_dterm.sandbox import Sandbox
 
 PROSE = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the run is.
+
+    Attributes:
+        step: Rollouts done.
+        max_steps: Rollouts of the whole run; -1 where there is no limit.
+        epoch: Passes over the training tasks that are complete.
+    """
+
+    step: int = 0
+    max_steps: int = -1
+    epoch: int = 0
+
+
+@dataclass(slots=True)
+class Logged:
+    """What a component wants to be seen of a batch, besides its scores.
+
+    Attributes:
+        metrics: Scalars, logged as ``reward_log/<component>/<name>``.
+        columns: Lists with an entry per sample scored, shown in the sample tables.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class RewardComponent(ABC):
@@ -25,14 +50,19 @@ class RewardComponent(ABC):
         name: Column name; unique within a run.
         needs_execution: ``Sample.execution`` is filled in before :meth:`score`, for languages that can be run.
         needs_cost: ``Sample.execution.cost`` is measured too (implies execution).
-        overlaps: :meth:`score` mostly waits for other processes, touches neither torch nor other ranks, and so may run
-            in a thread while the policy's forward passes run. Where in doubt leave it False: it then runs after them.
+        overlaps: :meth:`score` mostly waits for other processes or machines, draws no random numbers, touches neither
+            torch nor other ranks, and so may run while the policy's forward passes run, and beside other such
+            components. Where in doubt leave it False: it then runs after them, alone, while the trainer waits.
+        timeout_s: Seconds that one call of :meth:`score` may take; None: the suite's. ``inf``: as long as it likes, and
+            where it does not overlap on the trainer's own thread (others run in a thread of their own, the same for
+            every batch).
     """
 
     name: str
     needs_execution: ClassVar[bool] = False
     needs_cost: ClassVar[bool] = False
-    overlaps: ClassVar[bool] = False
+    overlaps: bool = False
+    timeout_s: float | None = None
 
     @abstractmethod
     def applies_to(self, task: CodeTask) -> bool:
@@ -55,6 +85,16 @@ class RewardComponent(ABC):
 
     def setup(self, sandbox: Sandbox | None = None) -> None:  # noqa: B027 - optional hook
         """Called once before the first :meth:`score`; ``sandbox`` is the run's, for components that execute more."""
+
+    def begin(self, progress: Progress) -> None:  # noqa: B027 - optional hook
+        """Called before each :meth:`score`, in its thread."""
+
+    def cancel(self) -> None:  # noqa: B027 - optional hook
+        """Called from another thread where :meth:`score` takes too long: end what can be ended, and return at once."""
+
+    def logged(self) -> Logged | None:
+        """Called after each :meth:`score`, in its thread: what else there is to log of this batch."""
+        return None
 
     def close(self) -> None:  # noqa: B027 - optional hook
         """Release what :meth:`setup` took."""
@@ -107,83 +147,3 @@ def line_span(text: str, starts: Sequence[int], line: int, weight: float = 1.0) 
         return None
     low += content.index(stripped)
     return Span(low, low + len(stripped), weight)
-
-
-class FunctionReward(RewardComponent):
-    """A TRL-style reward function, unchanged: ``f(prompts, completions, **columns) -> list[float | None]``.
-
-    ``columns`` are lists, one entry per sample: every field of :class:`CodeTask` but the prompt (``reference``,
-    ``task_type``, ``tests``, ...), and every key of the tasks' ``metadata`` that is not such a field. ``tests`` holds
-    the visible tests only, and so do ``io_tests`` and ``assert_tests``. A function without ``**kwargs`` is given the
-    columns it names. ``None`` means not applicable.
-
-    Args:
-        function: The function, or its import path ``package.module.name``.
-        name: Column name; default: the function's.
-        low: Value that becomes 0.
-        high: Value that becomes 1. A value outside ``[low, high]`` is a failure of the reward, not clipped.
-        task_types: Task types it applies to; default: all.
-
-    Raises:
-        ValueError: ``low >= high``, or the path names no function.
-    """
-
-    def __init__(
-        self,
-        function: str | Callable[..., Any],
-        name: str | None = None,
-        low: float = 0.0,
-        high: float = 1.0,
-        task_types: Sequence[str] | None = None,
-    ) -> None:
-        if not low < high:
-            raise ValueError(f"FunctionReward: low must be below high, got {low} and {high}.")
-        self.function = _resolve(function) if isinstance(function, str) else function
-        self.name = name or str(getattr(self.function, "__name__", type(self.function).__name__))
-        self.low, self.high = low, high
-        self.task_types = None if task_types is None else frozenset(task_types)
-        parameters = inspect.signature(self.function).parameters.values()
-        self._accepts_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        self._accepted = {parameter.name for parameter in parameters}
-
-    def applies_to(self, task: CodeTask) -> bool:
-        """Every task, or those of the given types."""
-        return self.task_types is None or task.task_type in self.task_types
-
-    def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
-        """Call the function once for the batch and rescale what it returns."""
-        if not samples:
-            return []
-        columns = _columns([sample.task for sample in samples])
-        columns.update(prompts=[sample.task.prompt for sample in samples], completions=[s.text for s in samples])
-        if not self._accepts_all:
-            columns = {key: column for key, column in columns.items() if key in self._accepted}
-        values = list(self.function(**columns))
-        if len(values) != len(samples):
-            raise ValueError(f"{self.name}: {len(values)} values for {len(samples)} completions")
-        return [RewardResult(None if value is None else self._rescale(float(value))) for value in values]
-
-    def _rescale(self, value: float) -> float:
-        return (value - self.low) / (self.high - self.low)
-
-
-def _columns(tasks: Sequence[CodeTask]) -> dict[str, list[Any]]:
-    names = [field.name for field in fields(CodeTask) if field.name not in ("prompt", "tests")]
-    columns: dict[str, list[Any]] = {name: [getattr(task, name) for task in tasks] for name in names}
-    columns["tests"] = [tuple(test for test in task.tests if test.visible) for task in tasks]
-    columns["metadata"] = metadata = [visible_metadata(task) for task in tasks]
-    taken = {*columns, "prompt", "prompts", "completions"}
-    for key in sorted({key for one in metadata for key in one} - taken):
-        columns[key] = [one.get(key) for one in metadata]
-    return columns
-
-
-def _resolve(path: str) -> Callable[..., Any]:
-    module, _, name = path.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"FunctionReward: cannot import {path!r} ({error}); give package.module.function.") from error
-    if not callable(function):
-        raise ValueError(f"FunctionReward: {path!r} is not callable.")
-    return function  # type: ignore[no-any-return]

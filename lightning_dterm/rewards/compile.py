@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import tree_sitter
-
 from lightning_dterm.execution import compiler_options, judge_for
-from lightning_dterm.rewards.base import PROSE, RewardComponent, is_empty, line_starts, position_span
+from lightning_dterm.rewards.base import PROSE, RewardComponent, is_empty
 from lightning_dterm.sandbox.languages import CompileLimits, Compilers, Report, Stage, Text, canonical
+from lightning_dterm.sandbox.languages.compilers import python_report
+from lightning_dterm.structure import shared_parser
+from lightning_dterm.structure.process import ERRORS, Beyond, byte_ranges
 from lightning_dterm.task_tests import has_tests
 from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
 
 if TYPE_CHECKING:
     from lightning_dterm.sandbox import Sandbox
 
-_GRAMMARS = {
-    "java": "tree_sitter_java", "csharp": "tree_sitter_c_sharp", "c#": "tree_sitter_c_sharp",
-    "c_sharp": "tree_sitter_c_sharp", "javascript": "tree_sitter_javascript", "js": "tree_sitter_javascript",
-}  # fmt: skip
+_GRAMMARS = frozenset({"java", "csharp", "javascript"})
 # A lone method (as in CodeXGLUE) stands inside a class.
-_WRAPPERS = {"tree_sitter_java": ("class A {\n", "\n}"), "tree_sitter_c_sharp": ("class A {\n", "\n}")}
+_WRAPPERS = {"java": ("class A {\n", "\n}"), "csharp": ("class A {\n", "\n}")}
+_KEPT = 512  # parsed texts that are remembered
 _log = logging.getLogger(__name__)
 
 
@@ -36,9 +36,10 @@ class CompileReward(RewardComponent):
     by blanking the offending line and compiling again, at most 5 in all.
     C, C++, Java, JavaScript and, where installed, C#, Go and PHP: the language's own compiler in a fenced process, one
     batched call per rollout, equal programs compiled once (:class:`lightning_dterm.sandbox.languages.Compilers`). A
-    program that makes its compiler run out of time, memory or output, or crash, counts ``max_errors``.
+    program that makes its compiler (CPython's, too) run out of time, memory or output, or crash, counts ``max_errors``.
     Without such a compiler, Java, C# and JavaScript fall back to the number of outermost tree-sitter ERROR and MISSING
-    nodes, the smaller of the program as it is and wrapped in a class. ``details["method"]`` names who counted:
+    nodes, the smaller of the program as it is and wrapped in a class; a program beyond the parser's limits
+    (:class:`lightning_dterm.structure.ParseLimits`) counts ``max_errors`` too. ``details["method"]`` names who counted:
     ``cpython``, ``gcc 12.2.0``, ``javac 17.0.15 (parse)``, ``tree-sitter``... Evidence: each error's span.
     Not applicable to prose and where neither a compiler nor a grammar is there.
 
@@ -58,7 +59,8 @@ class CompileReward(RewardComponent):
     """
 
     needs_execution: ClassVar[bool] = True
-    overlaps: ClassVar[bool] = True
+    overlaps = True
+    timeout_s = 3600.0  # every process that it waits for has limits of its own
 
     def __init__(
         self,
@@ -87,7 +89,8 @@ class CompileReward(RewardComponent):
         self._sandbox = sandbox
 
     def close(self) -> None:
-        """End compilers of one's own."""
+        """End compilers of one's own, and the parser process; whoever needs that next starts another."""
+        shared_parser().close()
         if self._compilers is not None:
             self._compilers.close()
             self._compilers = None
@@ -127,6 +130,7 @@ class CompileReward(RewardComponent):
         reports = (
             dict(zip(programs, self.compilers.check_many(list(programs.values())), strict=True)) if programs else {}
         )
+        _prefetch(sample for index, sample in enumerate(samples) if index not in reports and not is_empty(sample))
         return [self._score(sample, reports.get(index)) for index, sample in enumerate(samples)]
 
     def _needs_compiler(self, language: str) -> bool:
@@ -146,8 +150,14 @@ class CompileReward(RewardComponent):
         if canonical(sample.task.language) == "python":
             if sample.execution is None:
                 return RewardResult(None, error="the program was not compiled")
-            return self._value(sample, _python_spans(sample), "cpython")
-        return self._value(sample, parse_errors(sample.program, sample.task.language), "tree-sitter")
+            return self._from_report(sample, python_report(sample.execution))
+        return self._parsed(sample)
+
+    def _parsed(self, sample: Sample) -> RewardResult:
+        spans = _tree_errors(sample.program, sample.task.language)
+        if isinstance(spans, Beyond):
+            return self._value(sample, (), "tree-sitter", self.max_errors, {"status": spans.reason})
+        return self._value(sample, spans, "tree-sitter")
 
     def _from_report(self, sample: Sample, report: Report) -> RewardResult:
         if report.status == "infra":
@@ -167,39 +177,60 @@ class CompileReward(RewardComponent):
         return RewardResult(math.exp(-lam * count), spans[: self.max_errors], facts)
 
 
-def _python_spans(sample: Sample) -> tuple[Span, ...]:
-    assert sample.execution is not None
-    program = sample.program
-    starts = line_starts(program)
-    return tuple(
-        position_span(program, starts, (error.line, error.column), (error.end_line, error.end_column))
-        for error in sample.execution.compile_errors
-    )
-
-
 def parse_errors(program: str, language: str) -> tuple[Span, ...]:
     """Spans (character offsets) of the outermost tree-sitter ERROR and MISSING nodes of a program.
+
+    A program beyond the limits of the parser process is one error from end to end.
 
     Raises:
         KeyError: no grammar for ``language``.
     """
-    grammar = _GRAMMARS[language]
-    candidates = [("", ""), *([_WRAPPERS[grammar]] if grammar in _WRAPPERS else [])]
-    return min((_errors_in(program, grammar, head, tail) for head, tail in candidates), key=len)
+    found = _tree_errors(program, language)
+    return (Span(0, max(len(program), 1)),) if isinstance(found, Beyond) else found
 
 
-def _errors_in(program: str, grammar: str, head: str, tail: str) -> tuple[Span, ...]:
-    source = (head + program + tail).encode("utf-8", "replace")
-    parser = tree_sitter.Parser(tree_sitter.Language(importlib.import_module(grammar).language()))
-    spans = []
-    pending = [parser.parse(source).root_node]
-    while pending:
-        node = pending.pop()
-        if node.is_error or node.is_missing:
-            spans.append(_to_span(source, node.start_byte, node.end_byte, len(head), len(program)))
-        elif node.has_error:
-            pending.extend(reversed(node.children))
-    return tuple(spans)
+def _prefetch(samples: Iterable[Sample]) -> None:
+    """Parse everything that tree-sitter will be asked for in one request."""
+    programs = ((sample.program, canonical(sample.task.language)) for sample in samples)
+    _replies([(program, name) for program, name in programs if name in _GRAMMARS])
+
+
+def _tree_errors(program: str, language: str) -> tuple[Span, ...] | Beyond:
+    name = canonical(language)
+    if name not in _GRAMMARS:
+        raise KeyError(language)
+    best: list[tuple[bytes, tuple[int, int], int]] | None = None
+    for source, offset, reply in _replies([(program, name)]):
+        if isinstance(reply, Beyond):
+            return reply
+        found = [(source, place, offset) for place in byte_ranges(reply)]
+        best = found if best is None or len(found) < len(best) else best
+    return tuple(_to_span(source, *place, offset, len(program)) for source, place, offset in best or ())
+
+
+_parsed: OrderedDict[tuple[str, bytes], bytes | Beyond] = OrderedDict()  # of the last batch, mostly
+_parsed_lock = Lock()
+
+
+def _replies(programs: list[tuple[str, str]]) -> list[tuple[bytes, int, bytes | Beyond]]:
+    """Each program as it is and in its wrapper: its bytes, the wrapper's length before it, the parser's reply."""
+    texts = [
+        (name, (head + program + tail).encode("utf-8", "replace"), len(head))
+        for program, name in programs
+        for head, tail in (("", ""), *([_WRAPPERS[name]] if name in _WRAPPERS else []))
+    ]
+    with _parsed_lock:
+        known = {(name, source): _parsed[name, source] for name, source, _ in texts if (name, source) in _parsed}
+    new = [key for key in dict.fromkeys((name, source) for name, source, _ in texts) if key not in known]
+    if new:
+        answers = shared_parser().process.ask([(ERRORS, name, source) for name, source in new])
+        fresh = dict(zip(new, answers, strict=True))
+        known.update(fresh)
+        with _parsed_lock:
+            _parsed.update(fresh)
+            while len(_parsed) > _KEPT:
+                _parsed.popitem(last=False)
+    return [(source, offset, known[name, source]) for name, source, offset in texts]
 
 
 def _to_span(source: bytes, start: int, end: int, offset: int, length: int) -> Span:
@@ -213,6 +244,7 @@ def _to_span(source: bytes, start: int, end: int, offset: int, length: int) -> S
 @lru_cache(maxsize=256)
 def _has_grammar(name: str, language: str) -> bool:
     """Whether tree-sitter can stand in for a compiler that is not there; said once."""
-    if language in _GRAMMARS:
+    known = canonical(language) in _GRAMMARS
+    if known:
         _log.warning("%s: errors in %r are counted by tree-sitter, a parser that guesses.", name, language)
-    return language in _GRAMMARS
+    return known

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from lightning_dterm.execution import TaskJudge, judge_for
 from lightning_dterm.rewards.base import PROSE, RewardComponent, is_empty
-from lightning_dterm.sandbox import Job, Sandbox
+from lightning_dterm.sandbox import Job, Result, Sandbox
 from lightning_dterm.sandbox.languages import canonical
 from lightning_dterm.task_tests import has_calls, has_tests
 from lightning_dterm.types import CodeTask, RewardResult, Sample
@@ -25,9 +25,10 @@ class EfficiencyReward(RewardComponent):
     Cost is the number of operations over the visible tests, work of built-in functions included (see
     :mod:`lightning_dterm.sandbox.meter`): the same run after run, however loaded the machine is. A program that passes
     but cannot be metered (it reaches for frames, modules beyond the algorithmic ones...) gets 0. The reference's cost
-    is measured once per task and kept. Not applicable without visible tests, without a reference that can be metered,
-    and where there is no deterministic counter, which is said once: languages other than Python, whole programs on
-    text, and assertions that cannot be made into calls (``details["reason"]``). No evidence: uniform.
+    is measured once per task and kept. A reference that fails its own visible tests is a failure. Not applicable
+    (``details["reason"]``) without visible tests or a reference, where the reference passes but cannot be metered (a
+    program that fails gets 0 all the same), and where there is no deterministic counter, which is said once: languages
+    other than Python, whole programs on text, and assertions that cannot be made into calls. No evidence: uniform.
 
     Args:
         name: Column name.
@@ -36,12 +37,13 @@ class EfficiencyReward(RewardComponent):
 
     needs_execution: ClassVar[bool] = True
     needs_cost: ClassVar[bool] = True
-    overlaps: ClassVar[bool] = True
+    overlaps = True
+    timeout_s = 3600.0  # every process that it waits for has limits of its own
 
     def __init__(self, name: str = "efficiency", sandbox: Sandbox | None = None) -> None:
         self.name = name
         self._sandbox = sandbox
-        self._references: dict[tuple[str, bytes], int | None] = {}
+        self._references: dict[tuple[str, bytes], int | RewardResult] = {}
 
     def setup(self, sandbox: Sandbox | None = None) -> None:
         """Take the run's sandbox."""
@@ -87,10 +89,9 @@ class EfficiencyReward(RewardComponent):
             return RewardResult(0.0, details={"passes": False})
         reference = self._references.get(_key(sample.task))
         if reference is None:
-            return RewardResult(
-                None,
-                error=f"the reference of task {sample.task.task_id!r} fails its visible tests, or cannot be metered",
-            )
+            return RewardResult(None, error=f"the sandbox did not judge the reference of task {sample.task.task_id!r}")
+        if isinstance(reference, RewardResult):
+            return reference
         if result.cost is None:  # cannot be metered, or burned more CPU time than its count explains
             return RewardResult(0.0, details={"passes": True, "cost": None, "reference_cost": reference})
         details = {"passes": True, "cost": result.cost, "reference_cost": reference}
@@ -106,14 +107,22 @@ class EfficiencyReward(RewardComponent):
             Job(task.prefix + task.reference, task.entry_point, self._judge.cost_tests(task), True)
             for task in missing.values()
         ]
-        for key, result in zip(missing, self._sandbox.run_many(jobs), strict=True):
+        for (key, task), result in zip(missing.items(), self._sandbox.run_many(jobs), strict=True):
             if result.status != "infra":  # an accident of ours is tried again next time
-                self._references[key] = result.cost
+                self._references[key] = _without_cost(task, result) if result.cost is None else result.cost
 
 
 @lru_cache(maxsize=256)
 def _say_once(name: str, what: str) -> None:
     _log.warning("Reward %r does not apply to %s: there is no deterministic counter of their work.", name, what)
+
+
+def _without_cost(task: CodeTask, reference: Result) -> RewardResult:
+    """What a program is given whose task's reference has no cost."""
+    if reference.share_passed(visible=True) != 1.0:
+        error = f"the reference of task {task.task_id!r} does not pass its visible tests ({reference.status})"
+        return RewardResult(None, error=error)
+    return RewardResult(None, details={"reason": "the reference cannot be metered"})
 
 
 def _passes(sample: Sample) -> bool:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lightning_dterm.rewards.base import RewardComponent, is_empty, line_starts, position_span
 from lightning_dterm.types import CodeTask, RewardResult, Sample
@@ -49,7 +49,7 @@ class StyleReward(RewardComponent):
             at :meth:`setup`, Ruff refuses the rules.
     """
 
-    overlaps: ClassVar[bool] = True  # it waits for Ruff
+    overlaps = True  # it waits for Ruff
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -14,13 +13,14 @@ from typing import Any
 import torch
 
 from lightning_dterm.execution import Request, TaskJudge, judge_for
-from lightning_dterm.rewards.base import RewardComponent
+from lightning_dterm.rewards.base import Progress, RewardComponent
+from lightning_dterm.rewards.columns import Column, ComponentRunner, is_infra
 from lightning_dterm.sandbox import Sandbox
 from lightning_dterm.sandbox.languages import canonical
 from lightning_dterm.task_tests import TEST_LISTS, has_tests
 from lightning_dterm.types import RewardResult, Sample, Span
 
-_log = logging.getLogger(__name__)
+_GRACE_S = 10.0  # that a call under way has to end when the run does
 
 
 class RewardFailure(RuntimeError):
@@ -39,6 +39,9 @@ class SuiteResult:
         results: Per sample, component name to its result.
         seconds: Wall-clock seconds per component, and ``execution`` for the sandbox.
         failures: Failed results per component in this batch.
+        failure_kinds: The same, per component and :data:`lightning_dterm.rewards.columns.FailureKind`.
+        metrics: Scalars that components logged, ``<component>/<name>``.
+        columns: Lists of B values that components logged, ``<component>/<name>``; None where not applicable.
         busy: Seconds from the start of the execution to the last component that may overlap with other work.
         waited: Seconds the caller stood still for them.
     """
@@ -50,6 +53,9 @@ class SuiteResult:
     results: list[dict[str, RewardResult]]
     seconds: dict[str, float]
     failures: dict[str, int]
+    failure_kinds: dict[str, dict[str, int]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
     busy: float = 0.0
     waited: float = 0.0
 
@@ -58,65 +64,77 @@ class SuiteResult:
 class _Prepared:
     """What can be had of a batch while something else goes on: executions, and the columns that mostly wait."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    columns: dict[str, list[RewardResult]] = field(default_factory=dict)
+    execution_s: float = 0.0
+    columns: dict[str, Column] = field(default_factory=dict)
     busy: float = 0.0
 
 
 class Pending:
-    """A batch whose rewards are under way in a thread; :meth:`result` is to be called once."""
+    """A batch whose rewards are under way in threads; :meth:`result` is to be called once."""
 
-    def __init__(self, suite: RewardSuite, samples: Sequence[Sample]) -> None:
-        self._suite, self._samples = suite, samples
+    def __init__(self, suite: RewardSuite, samples: Sequence[Sample], progress: Progress) -> None:
+        self._suite, self._samples, self._progress = suite, samples, progress
         self._prepared: _Prepared | None = None
         self._error: BaseException | None = None
+        self._stop, self._begun = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="rewards", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         try:
-            self._prepared = self._suite._prepare(self._samples)
+            self._prepared = self._suite._prepare(self._samples, self._progress, self._stop, self._begun)
         except BaseException as error:  # raised where the result is asked for
             self._error = error
+        finally:
+            self._begun.set()
 
-    def wait(self) -> None:
-        """Wait for what is under way, and ask for nothing."""
-        self._thread.join()
+    def abandon(self) -> None:
+        """Ask for nothing: nothing more is begun; what runs in the sandbox is waited for, all else for a while."""
+        self._stop.set()
+        self._begun.wait()
+        self._suite._cancel()
 
     def result(self) -> SuiteResult:
-        """Wait for what is under way and do the rest, in this thread.
+        """Wait for what is under way and do the rest.
 
         Raises:
             RewardFailure: see :meth:`RewardSuite.score`; and whatever stopped the execution.
         """
         started = time.perf_counter()
-        self.wait()
+        self._thread.join()
         waited = time.perf_counter() - started
         if self._error is not None:
             raise self._error
         assert self._prepared is not None
-        return self._suite._finish(self._samples, self._prepared, waited)
+        return self._suite._finish(self._samples, self._progress, self._prepared, waited)
 
 
 class RewardSuite:
     """Several components over one sandbox.
 
-    A component that raises, returns the wrong number of results, or a value that is not a finite number in [0, 1] has
-    *failed* for those samples: masked, counted, logged, never a silent 0. So has one whose program the sandbox could
-    not judge (``infra``).
+    A component that raises, takes longer than its time, returns the wrong number of results, or a value that is not a
+    finite number in [0, 1] has *failed* for those samples: masked, counted, logged, never a silent 0. So has one whose
+    program the sandbox could not judge (``infra``). One whose call does not return at all is passed over, and its
+    samples count as failed, until it does; it keeps neither the run nor the interpreter from ending.
 
     Args:
         components: At least one, with distinct names.
         sandbox: Where programs run; the suite does not close it.
         max_failures: Share of failed results, over the last ``window`` of one component, beyond which the run stops.
         window: Results remembered per component; the share is judged once half of them are in.
+        timeout_s: Seconds that a component may take for a batch, where it does not say itself.
 
     Raises:
-        ValueError: no component, or a name twice.
+        ValueError: no component, a name twice, or a limit out of range.
     """
 
     def __init__(
-        self, components: Sequence[RewardComponent], sandbox: Sandbox, max_failures: float = 0.25, window: int = 512
+        self,
+        components: Sequence[RewardComponent],
+        sandbox: Sandbox,
+        max_failures: float = 0.25,
+        window: int = 512,
+        timeout_s: float = 600.0,
     ) -> None:
         self.components = list(components)
         self.names = tuple(component.name for component in self.components)
@@ -126,8 +144,13 @@ class RewardSuite:
             raise ValueError(f"RewardSuite: component names must be distinct, got {', '.join(twice)} more than once.")
         if not 0 <= max_failures <= 1 or window < 1:
             raise ValueError("RewardSuite: max_failures must lie in [0, 1] and window be at least 1.")
+        timeouts = (timeout_s, *(c.timeout_s for c in self.components if c.timeout_s is not None))
+        if wrong := [seconds for seconds in timeouts if not seconds > 0]:
+            raise ValueError(f"RewardSuite: timeout_s must be positive, got {wrong[0]}.")
         self.sandbox, self.max_failures, self.window = sandbox, max_failures, window
+        self._runners = {component.name: ComponentRunner(component, timeout_s) for component in self.components}
         self.failures: Counter[str] = Counter()
+        self.kinds: dict[str, Counter[str]] = {name: Counter() for name in self.names}
         self.scored: Counter[str] = Counter()
         self._recent = {name: deque[bool](maxlen=window) for name in self.names}
 
@@ -142,65 +165,90 @@ class RewardSuite:
             component.setup(self.sandbox)
 
     def close(self) -> None:
-        """Close every component and the compilers; waits for what is under way."""
-        self.judge.close()
-        for component in self.components:
-            component.close()
+        """Close every component and the compilers; a call under way is cancelled, and waited for a while."""
+        idle = self._cancel()
+        if idle:
+            self.judge.close()
+        for runner in self._runners.values():
+            runner.close()
 
-    def score(self, samples: Sequence[Sample]) -> SuiteResult:
+    def _cancel(self) -> bool:
+        """Cancel all calls under way; whether none is left that uses the sandbox."""
+        for runner in self._runners.values():
+            runner.cancel()
+        deadline = time.perf_counter() + _GRACE_S
+        left = [one for one in self._runners.values() if not one.idle(deadline - time.perf_counter())]
+        return all(one.idle(one.timeout_s) for one in left if one.reads_sandbox)
+
+    def score(self, samples: Sequence[Sample], progress: Progress | None = None) -> SuiteResult:
         """Execute what must be executed, then score every sample with every component.
+
+        Args:
+            samples: B completions.
+            progress: How far the run is, for components that ask.
 
         Raises:
             RewardFailure: a component failed on more than ``max_failures`` of its recent samples.
         """
-        prepared = self._prepare(samples)
-        return self._finish(samples, prepared, prepared.busy)
+        progress = progress or Progress()
+        prepared = self._prepare(samples, progress, threading.Event(), threading.Event())
+        return self._finish(samples, progress, prepared, prepared.busy)
 
-    def start(self, samples: Sequence[Sample]) -> Pending:
-        """Begin :meth:`score` in a thread: the executions, and components that :attr:`RewardComponent.overlaps`.
+    def start(self, samples: Sequence[Sample], progress: Progress | None = None) -> Pending:
+        """Begin :meth:`score` in threads: the executions, and components that :attr:`RewardComponent.overlaps`.
 
-        Scores do not depend on it: components that may touch torch, random numbers or other ranks, and all counting,
-        wait for :meth:`Pending.result`.
+        Those run beside each other, each in its own thread: at once where they do not read executions, after these
+        where they do. Scores do not depend on it: components that may touch torch, random numbers or other ranks run
+        one after the other during :meth:`Pending.result`, and all counting is done there.
         """
-        return Pending(self, samples)
+        return Pending(self, samples, progress or Progress())
 
-    def _prepare(self, samples: Sequence[Sample]) -> _Prepared:
+    def _prepare(
+        self, samples: Sequence[Sample], progress: Progress, stop: threading.Event, begun: threading.Event
+    ) -> _Prepared:
+        """Execute, and run what overlaps. ``begun``: from now on nothing is started; ``stop``: nothing shall be."""
         started = time.perf_counter()
-        prepared = _Prepared({"execution": self._execute(samples)})
-        for component in self.components:
-            if component.overlaps:
-                self._score_column(component, samples, prepared)
+        overlapping = [runner for runner in self._runners.values() if runner.component.overlaps]
+        running = [runner.start(samples, progress) for runner in overlapping if runner.early]
+        prepared = _Prepared(self._execute(samples))
+        if not stop.is_set():
+            running += [runner.start(samples, progress) for runner in overlapping if not runner.early]
+        begun.set()
+        prepared.columns = {one.runner.component.name: one.wait() for one in running}
         prepared.busy = time.perf_counter() - started
         return prepared
 
-    def _finish(self, samples: Sequence[Sample], prepared: _Prepared, waited: float) -> SuiteResult:
-        results: list[dict[str, RewardResult]] = [{} for _ in samples]
-        failures: dict[str, int] = {}
-        for component in self.components:
-            if component.name not in prepared.columns:
-                self._score_column(component, samples, prepared)
-            column = prepared.columns[component.name]
-            for row, result in zip(results, column, strict=True):
-                row[component.name] = result
-            failures[component.name] = self._count(component.name, column)
+    def _finish(self, samples: Sequence[Sample], progress: Progress, prepared: _Prepared, waited: float) -> SuiteResult:
+        columns = prepared.columns
+        for name, runner in self._runners.items():
+            if name not in columns:
+                columns[name] = runner.run(samples, progress)
+        results = [{name: columns[name].results[row] for name in self.names} for row in range(len(samples))]
         values = [[_value(row[name]) for name in self.names] for row in results]
-        scores = torch.tensor(values, dtype=torch.float32).reshape(len(samples), len(self.names))
-        evidence = [_evidence(sample, row) for sample, row in zip(samples, results, strict=True)]
-        outcome = torch.tensor([outcome_of(sample) for sample in samples], dtype=torch.float32)
-        return SuiteResult(
-            self.names, scores, evidence, outcome, results, prepared.seconds, failures, prepared.busy, waited
+        finished = SuiteResult(
+            names=self.names,
+            scores=torch.tensor(values, dtype=torch.float32).reshape(len(samples), len(self.names)),
+            evidence=[_evidence(sample, row) for sample, row in zip(samples, results, strict=True)],
+            outcome=torch.tensor([outcome_of(sample) for sample in samples], dtype=torch.float32),
+            results=results,
+            seconds={"execution": prepared.execution_s, **{name: columns[name].seconds for name in self.names}},
+            failures={name: columns[name].kinds.total() for name in self.names},
+            failure_kinds={name: dict(columns[name].kinds) for name in self.names if columns[name].kinds},
+            metrics={f"{n}/{key}": value for n in self.names for key, value in columns[n].logged.metrics.items()},
+            columns={f"{n}/{key}": value for n in self.names for key, value in columns[n].logged.columns.items()},
+            busy=prepared.busy,
+            waited=waited,
         )
-
-    def _score_column(self, component: RewardComponent, samples: Sequence[Sample], prepared: _Prepared) -> None:
-        started = time.perf_counter()
-        prepared.columns[component.name] = self._column(component, samples)
-        prepared.seconds[component.name] = time.perf_counter() - started
+        if stops := [stop for name in self.names if (stop := self._count(name, columns[name])) is not None]:
+            raise RewardFailure(" ".join(stops))
+        return finished
 
     def state_dict(self) -> dict[str, Any]:
         """Cumulative counts and the components' own states; plain data."""
         return {
             "failures": dict(self.failures),
             "scored": dict(self.scored),
+            "kinds": {name: dict(kinds) for name, kinds in self.kinds.items()},
             "recent": {name: list(recent) for name, recent in self._recent.items()},
             "components": {component.name: component.state_dict() for component in self.components},
         }
@@ -209,6 +257,7 @@ class RewardSuite:
         """Restore :meth:`state_dict`'s state; components that are new or gone keep their defaults."""
         self.failures, self.scored = Counter(state["failures"]), Counter(state["scored"])
         for name in self.names:
+            self.kinds[name] = Counter(state.get("kinds", {}).get(name, {}))
             self._recent[name] = deque(state["recent"].get(name, ()), maxlen=self.window)
         for component in self.components:
             if component.name in state["components"]:
@@ -237,64 +286,23 @@ class RewardSuite:
             return None
         return Request(task, sample.program, any(c.needs_cost for c in readers))
 
-    def _column(self, component: RewardComponent, samples: Sequence[Sample]) -> list[RewardResult]:
-        column = [RewardResult(None)] * len(samples)
-        try:
-            rows = [index for index, sample in enumerate(samples) if component.applies_to(sample.task)]
-        except Exception as error:
-            return [self._failed(component, error)] * len(samples)
-        lost = {index for index in rows if component.reads_execution(samples[index].task) and _is_infra(samples[index])}
-        for index in lost:
-            execution = samples[index].execution
-            column[index] = RewardResult(None, error=f"sandbox: {execution.exception if execution else 'lost'}")
-        if lost:
-            _log.error(
-                "Reward %r: the sandbox could not judge %d of %d programs.", component.name, len(lost), len(rows)
-            )
-        rows = [index for index in rows if index not in lost]
-        try:
-            results = list(component.score([samples[index] for index in rows])) if rows else []
-            if len(results) != len(rows):
-                raise ValueError(f"{len(results)} results for {len(rows)} samples")
-        except Exception as error:
-            results = [self._failed(component, error)] * len(rows)
-        for index, result in zip(rows, results, strict=True):
-            column[index] = self._checked(component, result)
-        return column
-
-    @staticmethod
-    def _failed(component: RewardComponent, error: Exception) -> RewardResult:
-        _log.error("Reward %r failed: %s: %s", component.name, type(error).__name__, error, exc_info=error)
-        return RewardResult(None, error=f"{type(error).__name__}: {error}")
-
-    @staticmethod
-    def _checked(component: RewardComponent, result: Any) -> RewardResult:
-        if not isinstance(result, RewardResult):
-            error = f"returned {type(result).__name__} instead of a RewardResult"
-        elif result.error is not None:
-            error = result.error
-        elif result.value is None:
-            return result
-        elif not isinstance(result.value, (int, float)) or not -1e-6 <= result.value <= 1 + 1e-6:
-            error = f"value {result.value!r} is not a number in [0, 1]"  # NaN fails the comparison too
-        else:
-            return result
-        _log.error("Reward %r failed on a sample: %s", component.name, error)
-        return RewardResult(None, error=error)
-
-    def _count(self, name: str, column: Sequence[RewardResult]) -> int:
-        failed = [result.error is not None for result in column if result.error is not None or result.value is not None]
+    def _count(self, name: str, column: Column) -> str | None:
+        """Count a batch; why the run must stop, where it must."""
+        failed = [r.error is not None for r in column.results if r.error is not None or r.value is not None]
         self.scored[name] += len(failed)
         self.failures[name] += sum(failed)
+        self.kinds[name].update(column.kinds)
         recent = self._recent[name]
         recent.extend(failed)
-        if len(recent) * 2 >= self.window and sum(recent) > self.max_failures * len(recent):
-            last = next((result.error for result in reversed(column) if result.error is not None), "see the log")
-            raise RewardFailure(
-                f"Reward {name!r} failed on {sum(recent)} of its last {len(recent)} samples (limit: "
-                f"{self.max_failures:.0%}); last failure: {last}. Mend the component, or raise max_failures."
-            )
-        return sum(failed)
+        if len(recent) * 2 < self.window or sum(recent) <= self.max_failures * len(recent):
+            return None
+        last = next((result.error for result in reversed(column.results) if result.error is not None), "see the log")
+        so_far = ", ".join(f"{count} {kind}" for kind, count in self.kinds[name].most_common())
+        return (
+            f"Reward {name!r} failed on {sum(recent)} of its last {len(recent)} samples (limit: "
+            f"{self.max_failures:.0%}); last failure: {last}. In the whole run: {so_far}. Mend the component, or raise "
+            "max_failures."
+        )
 
 
 def outcome_of(sample: Sample) -> float:
@@ -307,7 +315,7 @@ def outcome_of(sample: Sample) -> float:
     if task.success_metric == "exact_match":
         accepted = {_fold(text) for text in (task.reference, *task.metadata.get("accepted", ()))}
         return float(_fold(sample.code) in accepted)
-    if sample.execution is None or _is_infra(sample):
+    if sample.execution is None or is_infra(sample):
         return math.nan
     share = sample.execution.share_passed(visible=False)
     return math.nan if share is None else share
@@ -315,10 +323,6 @@ def outcome_of(sample: Sample) -> float:
 
 def _fold(text: str) -> str:
     return " ".join(text.split())
-
-
-def _is_infra(sample: Sample) -> bool:
-    return sample.execution is not None and sample.execution.status == "infra"
 
 
 def _identity(request: Request) -> Hashable:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_dterm.attribution.offsets import CharSpan
 from lightning_dterm.rewards.base import RewardComponent, is_empty
+from lightning_dterm.structure import shared_parser
 from lightning_dterm.syntax import Verdict, checker_for, supports, token_flags
 from lightning_dterm.syntax.context import misplaced
 from lightning_dterm.types import CodeTask, RewardResult, Sample, Span
@@ -61,20 +62,30 @@ class SyntaxReward(RewardComponent):
         """
         checker_for("python")
 
+    def close(self) -> None:
+        """End the parser process; whoever needs it next starts another."""
+        shared_parser().close()
+
     def applies_to(self, task: CodeTask) -> bool:
         """Tasks in Python, Java, C, C++, C# or JavaScript."""
         return supports(task.language)
 
     def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
         """Check each distinct program once."""
-        verdicts: dict[tuple[str, str], Verdict] = {}
-        results = []
+        programs: dict[str, dict[str, None]] = {}
         for sample in samples:
-            key = (sample.task.language, sample.program)
-            if key not in verdicts and not is_empty(sample):
-                verdicts[key] = self.verdict(sample)
-            results.append(RewardResult(0.0) if is_empty(sample) else self._result(sample, verdicts[key]))
-        return results
+            if not is_empty(sample):
+                programs.setdefault(sample.task.language, {})[sample.program] = None
+        verdicts: dict[tuple[str, str], Verdict] = {}
+        for language, some in programs.items():
+            found = checker_for(language).check_many(list(some))
+            verdicts.update(((language, program), verdict) for program, verdict in zip(some, found, strict=True))
+        return [
+            RewardResult(0.0)
+            if is_empty(sample)
+            else self._result(sample, verdicts[sample.task.language, sample.program])
+            for sample in samples
+        ]
 
     def verdict(self, sample: Sample) -> Verdict:
         """What the language's checker says of the sample's program."""

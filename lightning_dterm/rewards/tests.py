@@ -32,7 +32,7 @@ class TestsReward(RewardComponent):
 
     __test__ = False  # not a pytest class
     needs_execution: ClassVar[bool] = True
-    overlaps: ClassVar[bool] = True
+    overlaps = True
 
     def __init__(self, name: str = "tests", in_process: bool = True) -> None:
         self.name, self.in_process = name, in_process

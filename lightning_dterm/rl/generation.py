@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 
 class Responses(NamedTuple):
@@ -113,7 +113,7 @@ def generate(
     if uniforms.numel() == 0:
         return blank
     ends = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
-    running = _Running(prompt_ids, prompt_mask, uniforms.shape[1])
+    running = Decoding(prompt_ids, prompt_mask, uniforms.shape[1])
     _decode(model, running, blank, uniforms.to(device), ends, temperature, top_p)
     # rows kept in the batch after their end produced tokens that are not theirs
     return _cut_after_end(blank.ids, blank.mask, ends, pad_id, blank.finished)
@@ -121,7 +121,7 @@ def generate(
 
 def _decode(
     model: nn.Module,
-    running: _Running,
+    running: Decoding,
     responses: Responses,
     uniforms: Tensor,
     ends: Tensor,
@@ -142,8 +142,17 @@ def _decode(
         running.append(chosen, keep)
 
 
-class _Running:
+# Names under which models take and return what they remember of the tokens before.
+_MEMORIES = ("past_key_values", "cache_params")
+
+
+class Decoding:
     """The rows that decoding goes on with, and what their next forward pass needs.
+
+    Args:
+        prompt_ids: ``[B, P]`` left-padded.
+        prompt_mask: ``[B, P]`` 1 on prompt tokens.
+        limit: Most tokens that will be decoded.
 
     Attributes:
         rows: ``[b]`` int64, their places in the whole batch.
@@ -155,18 +164,22 @@ class _Running:
         self._tokens, self._width = prompt_ids, prompt_ids.shape[1]
         self._attention = torch.cat([prompt_mask.long(), prompt_mask.new_ones(batch, limit, dtype=torch.long)], dim=1)
         self._position = prompt_mask.long().cumsum(-1).sub(1).clamp(min=0)
-        self._cache = DynamicCache()
+        self._memory: dict[str, Any] = {}  # empty until the model has made its own kind of cache
 
     def next_logits(self, model: nn.Module) -> Tensor:
-        """``[b, V]`` logits of the next token."""
-        output = model(
-            input_ids=self._tokens,
-            attention_mask=self._attention[:, : self._width],
-            position_ids=self._position,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        """``[b, V]`` logits of the next token.
+
+        Raises:
+            ValueError: If the model returns no cache to go on with.
+        """
+        inputs: dict[str, Any] = {"position_ids": self._position, **self._memory}
+        if "cache_params" not in self._memory:  # a recurrent state has no columns to mask
+            inputs["attention_mask"] = self._attention[:, : self._width]
+        output = model(input_ids=self._tokens, use_cache=True, logits_to_keep=1, **inputs)
+        returned = {name: getattr(output, name, None) for name in _MEMORIES}
+        self._memory = {name: cache for name, cache in returned.items() if cache is not None}
+        if not self._memory:
+            raise ValueError(f"{type(model).__name__} keeps no cache to decode with")
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -176,10 +189,20 @@ class _Running:
         self._position = self._position[:, -1:] + 1
         self._width += 1
         # Dropping rows copies the cache: only worth it once a quarter of the running rows have ended.
-        if keep.numel() <= 0.75 * self.rows.numel():
-            self._cache.batch_select_indices(keep)
+        if keep.numel() <= 0.75 * self.rows.numel() and all(isinstance(c, Cache) for c in self._memory.values()):
+            for cache in self._memory.values():
+                _select(cache, keep)
             self.rows, self._tokens = self.rows[keep], self._tokens[keep]
             self._attention, self._position = self._attention[keep], self._position[keep]
+
+
+def _select(cache: Cache, rows: Tensor) -> None:
+    """Keep only ``rows`` of the batch in a cache, whatever its layers hold."""
+    if type(cache).batch_select_indices is not Cache.batch_select_indices:
+        cache.batch_select_indices(rows)  # a model's own cache, with states beside its layers
+    else:
+        # reordering, unlike selecting, is known to layers with recurrent states, too
+        cache.reorder_cache(rows)  # type: ignore[arg-type]
 
 
 def _cut_after_end(ids: Tensor, mask: Tensor, ends: Tensor, pad_id: int, finished: Tensor) -> Responses:

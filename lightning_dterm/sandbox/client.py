@@ -22,11 +22,12 @@ from typing import IO, Any, overload
 
 from lightning_dterm.sandbox import wire
 from lightning_dterm.sandbox.expect import Expectation
+from lightning_dterm.sandbox.folders import sweep
 from lightning_dterm.sandbox.judge import Judged, Keep, overall
 from lightning_dterm.sandbox.judge_process import MESSAGE
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, Level
 from lightning_dterm.sandbox.result import Job, Result, TestOutcome, from_plain
-from lightning_dterm.sandbox.slot import SandboxUnavailable, Settings, folder_prefix
+from lightning_dterm.sandbox.slot import SandboxUnavailable, Settings
 
 _PROCESS = Path(__file__).with_name("judge_process.py")
 _ATTEMPTS = 4
@@ -125,6 +126,7 @@ class Client:
         self._folder = ""
         self._owner = 0
         self._heard = False  # of any judge
+        self._answers = 0  # of the present judge
         longest = self.settings.limits.wall_s * (self.settings.limits.restarts + 2)
         self._patience_s = 3 * longest + _GRACE_S
 
@@ -215,17 +217,18 @@ class Client:
                 continue
             ticket = self._pending.pop(number, None)
             if ticket is not None:
+                self._answers += 1
                 _answer(ticket, content)
         return some
 
     def _replace(self, reason: str) -> None:
         """Start another judge and hand it every job that the last one left; nothing is lost silently."""
-        log, heard = self._log_tail(), self._heard
+        log, heard, fruitless = self._log_tail(), self._heard, self._answers == 0
         left = list(self._pending.values())
         self.close()
         self.restarts += 1
         for ticket in left:
-            ticket.attempts += 1
+            ticket.attempts += fruitless  # one that judged others may have died of anything: no job of many pays for it
             if ticket.attempts < _ATTEMPTS:
                 self._send([ticket])
                 continue
@@ -258,7 +261,7 @@ class Client:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log, env=environment,
                 pass_fds=(theirs.fileno(),), start_new_session=True, cwd="/",
             )  # fmt: skip
-        self._control, self._owner = ours, os.getpid()
+        self._control, self._owner, self._answers = ours, os.getpid(), 0
         self._buffer.clear()
         self.states.clear()
 
@@ -298,9 +301,7 @@ class Client:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            for path in Path(self._folder).glob(folder_prefix(process.pid) + "*"):
-                with contextlib.suppress(OSError):
-                    path.rmdir()  # of a worker that was being started; the others remove their own
+            sweep(self._folder)  # of workers that were being started; the others remove their own
         if log is not None:
             log.close()
 

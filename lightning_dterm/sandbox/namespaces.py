@@ -31,10 +31,9 @@ from lightning_dterm.sandbox.kernel import (
     Kernel,
     become,
 )
-from lightning_dterm.sandbox.process import kill_everyone_else
 
 __all__ = ["CWD", "PLANS", "SHARED_OBJECTS", "WORK", "Tree", "choose", "cover_proc", "enter", "fences_of",
-           "kill_everyone_else", "mount_scratch", "standard_library", "unmount_scratch"]  # fmt: skip
+           "mount_scratch", "standard_library", "unmount_scratch"]  # fmt: skip
 WORK = "/work"
 CWD = "/work/cwd"
 TMPFS_SIZE, TMPFS_INODES = "16m", 2048

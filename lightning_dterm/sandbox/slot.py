@@ -6,21 +6,18 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lightning_dterm.sandbox import canary, wire
 from lightning_dterm.sandbox.judge import Exit, Judged, judge
 from lightning_dterm.sandbox.levels import Level, level_of, refusal
 from lightning_dterm.sandbox.result import Limits, Result
+from lightning_dterm.sandbox.spawn import Worker
 from lightning_dterm.sandbox.steps import Run, Step, Suite
 from lightning_dterm.sandbox.wire import FLOODED, NOT_STARTED, REPLY, REQUEST, STOPPED, TIMED_OUT
 from lightning_dterm.types import CallTest
@@ -34,11 +31,6 @@ AHEAD = 2  # programs that a zygote may have: the one that runs, and one so that
 # which costs it more than the write), and what was sent ahead behind it is taken back for other slots.
 _SLOW_S = 0.02
 _CANARY_LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=256)
-
-
-def folder_prefix(judge: int) -> str:
-    """What the names of a judge's folders begin with, so that whoever survives it can remove those it left."""
-    return f"lightning-dterm-{judge}-"
 
 
 class SandboxUnavailable(RuntimeError):
@@ -80,10 +72,7 @@ class Slot:
         self.settings = settings
         self.fences: frozenset[str] = frozenset()
         self.reasons = self.lost = ""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-        self._log: IO[bytes] | None = None
-        self._folder = ""
+        self._worker: Worker | None = None
         self._number = 0
         self._runs: deque[Run] = deque()  # what the zygote has, in its order
         self._slow = False
@@ -98,7 +87,7 @@ class Slot:
     @property
     def pid(self) -> int | None:
         """Process id of the zygote (of its outer process, where it has a process namespace)."""
-        return None if self._process is None else self._process.pid
+        return None if self._worker is None else self._worker.pid
 
     @property
     def load(self) -> int:
@@ -132,7 +121,7 @@ class Slot:
         Raises:
             ValueError: an argument is no plain data.
         """
-        assert self._control is not None
+        assert self._worker is not None
         payload = run.payload()
         self._number += 1
         run.number = self._number
@@ -147,7 +136,7 @@ class Slot:
             run.unsent = memoryview(payload)
             run.send()
             try:
-                socket.send_fds(self._control, [request], [theirs.fileno()])
+                socket.send_fds(self._worker.control, [request], [theirs.fileno()])
             except OSError as error:
                 self.lost = self.lost or f"worker lost: {error}"
         self._runs.append(run)
@@ -157,7 +146,7 @@ class Slot:
 
     def turn(self) -> list[Run]:
         """Do what there is to do: settle runs that have ended; returns those that it does not get to soon."""
-        assert self._control is not None
+        assert self._worker is not None
         for run in self._runs:
             if run.unsent:
                 run.send()
@@ -178,14 +167,14 @@ class Slot:
             self.lost = "worker lost: no answer in time"
         elif not self._slow and now < head.since + _SLOW_S:
             return
-        assert self._control is not None
+        assert self._worker is not None
         self._slow = True
         if head.open:
             head.open = head.drain()
         if len(head.received) > wire.MAX_CLAIMS and not head.stopped:
             head.stopped, head.open = True, False
             with contextlib.suppress(OSError):  # a dead zygote shows in the next turn
-                self._control.send(REQUEST.pack(b"K", head.number, 0.0, 0.0, 0, 0))
+                self._worker.control.send(REQUEST.pack(b"K", head.number, 0.0, 0.0, 0, 0))
         self._listen_to(head)
 
     def _take_back(self) -> list[Run]:
@@ -198,16 +187,16 @@ class Slot:
         return taken[::-1]
 
     def _reply(self) -> tuple[Any, ...] | None:
-        assert self._control is not None
+        assert self._worker is not None
         try:
-            data = self._control.recv(REPLY.size, socket.MSG_DONTWAIT)
+            data = self._worker.control.recv(REPLY.size, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError as error:
             self.lost = f"worker lost: {error}"
             return None
         if len(data) != REPLY.size:
-            self.lost = f"worker lost: {self._log_tail() or 'it closed its socket'}"
+            self.lost = f"worker lost: {self._worker.log_tail() or 'it closed its socket'}"
             return None
         return REPLY.unpack(data)
 
@@ -276,26 +265,16 @@ class Slot:
             SandboxUnavailable: it is not isolated as asked, or misjudges.
             WorkerDied: it ended, or was silent for a minute.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._folder = tempfile.mkdtemp(prefix=folder_prefix(os.getpid()))
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         options = {"namespaces": self.settings.namespaces, "without": sorted(self.settings.without)}
-        command = [sys.executable, "-s", "-S", "-B", "-W", "ignore", str(_ZYGOTE)]
-        command += [str(theirs.fileno()), str(os.getpid()), self._folder, json.dumps(options)]
-        environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "PATH": os.defpath}
-        with theirs:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log, env=environment,
-                pass_fds=(theirs.fileno(),), start_new_session=True, cwd="/",
-            )  # fmt: skip
-        self._control = ours
+        self._worker = Worker(_ZYGOTE, "zygote", [json.dumps(options)], packets=True)
+        ours = self._worker.control
         ours.settimeout(_START_TIMEOUT_S)
         try:
             hello = ours.recv(4096)
         except OSError:
             hello = b""
         if not hello:
-            log = self._log_tail()
+            log = self._worker.log_tail()
             self.close()
             raise WorkerDied(f"The sandbox's worker did not start: {log or 'no message'}")
         ours.settimeout(None)
@@ -303,7 +282,7 @@ class Slot:
         said = json.loads(hello)
         self.fences, self.reasons = frozenset(said["fences"]), said["reasons"]
         if "mount" in self.fences:
-            os.rmdir(self._folder)  # it was only needed to mount the root of the file tree
+            os.rmdir(self._worker.folder)  # it was only needed to mount the root of the file tree
         self._try_canaries()
         if self.level < self.settings.min_level:
             message = refusal(self.settings.min_level, self.fences, self.reasons)
@@ -324,7 +303,7 @@ class Slot:
             self.close()
             raise WorkerDied(f"The sandbox's worker died under its canaries: {reason}")
         if tuple(outcome.passed for outcome in honest.per_test) != canary.HONEST_OUTCOMES:
-            log = self._log_tail()
+            log = self._worker.log_tail() if self._worker else ""
             self.close()
             raise SandboxUnavailable(f"The sandbox misjudges an honest program: {honest} {log}")
         self.fences, broken = canary.surviving(self.fences, attack.per_test)
@@ -340,32 +319,15 @@ class Slot:
             self.turn()
         return next((found.result for found in verdicts if isinstance(found, Judged)), Result("infra"))
 
-    def _log_tail(self) -> str:
-        if self._log is None:
-            return ""
-        self._log.seek(0)
-        return self._log.read()[-500:].decode("utf-8", "replace").strip()
-
     def close(self) -> None:
         """End the zygote and remove its folder; waits for it. No poll object may watch the slot any more."""
         for run in self._runs:
             self._close(run)
         self._runs.clear()
-        process, control, log = self._process, self._control, self._log
-        self._process = self._control = self._log = None
-        if control is not None:
-            self._watch(control, 0)
-            control.close()
-        if log is not None:
-            log.close()
-        if process is None:
-            return
-        try:
-            process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._watch(worker.control, 0)
+            worker.close()
 
 
 def _exit(reply: tuple[Any, ...], stopped: bool) -> Exit | None:

@@ -39,12 +39,18 @@ class Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if packets else socket.SOCK_STREAM)
         self.control = ours
         command = [sys.executable, "-s", "-S", "-B", "-W", "ignore", str(script), str(theirs.fileno())]
-        with theirs:
-            self._process = subprocess.Popen(
-                [*command, str(os.getpid()), self.folder, *arguments], stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=self._log, cwd="/", pass_fds=(theirs.fileno(), *pass_fds),
-                env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "PATH": os.defpath}, start_new_session=True,
-            )  # fmt: skip
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*command, str(os.getpid()), self.folder, *arguments], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=self._log, cwd="/", pass_fds=(theirs.fileno(), *pass_fds),
+                    env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "PATH": os.defpath}, start_new_session=True,
+                )  # fmt: skip
+        except BaseException:  # no process to be had
+            ours.close()
+            self._log.close()
+            self._held.close()
+            raise
 
     @property
     def pid(self) -> int:

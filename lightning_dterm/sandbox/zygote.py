@@ -39,6 +39,7 @@ from typing import Any
 from lightning_dterm.sandbox import harness, namespaces, wire
 from lightning_dterm.sandbox.guard import Guard
 from lightning_dterm.sandbox.kernel import Kernel
+from lightning_dterm.sandbox.process import bury, empty_folder, remove_folder
 
 PRELOAD = """
     abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum faulthandler
@@ -51,48 +52,6 @@ _LAST_WORDS_MS = 20
 _REHEARSALS = 20
 _ONE_DESCRIPTOR = _socket.CMSG_LEN(4)
 _HANG = re.compile(rb'File "<program>", line (\d{1,7}) in')
-
-
-def empty_folder(path: str) -> None:
-    """Remove everything below ``path`` without following links; restores permissions a program took away.
-
-    Folders inside folders are first moved up, so that no path is ever long and no nesting too deep.
-    """
-    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        while _names(root):
-            for name, is_folder in _names(root):
-                with contextlib.suppress(OSError):
-                    if is_folder:
-                        _flatten(root, name)
-                        os.rmdir(name, dir_fd=root)
-                    else:
-                        os.unlink(name, dir_fd=root)
-    finally:
-        os.close(root)
-
-
-def _names(folder: int) -> list[tuple[str, bool]]:
-    with os.scandir(folder) as entries:
-        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-
-
-def _flatten(root: int, name: str) -> None:
-    """Empty the folder ``name`` of ``root``, moving the folders in it to ``root``."""
-    os.chmod(name, 0o700, dir_fd=root)
-    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
-    try:
-        for inner, is_folder in _names(folder):
-            if is_folder:
-                with contextlib.suppress(OSError):
-                    os.rmdir(inner, dir_fd=folder)
-                    continue
-                os.chmod(inner, 0o700, dir_fd=folder)
-                os.rename(inner, os.urandom(16).hex(), src_dir_fd=folder, dst_dir_fd=root)
-            else:
-                os.unlink(inner, dir_fd=folder)
-    finally:
-        os.close(folder)
 
 
 def overflows(path: str) -> bool:
@@ -142,6 +101,8 @@ class Scratch:
                 self._untouched = -1
         elif os.listdir(self._folder) != ["cwd"] or os.path.islink(self.cwd) or os.listdir(self.cwd):
             empty_folder(self._folder)
+            if os.listdir(self._folder):
+                raise SystemExit("a program left files that cannot be removed")  # no other may find them
 
 
 class Zygote:
@@ -203,7 +164,7 @@ class Zygote:
             harness.child_main(connection, self.guard, self._own_pid, limits, self.scratch.cwd, self._notes)
         os.close(connection)
         flags = self._watch(child, number, started + wall_s)
-        status, cpu, peak = self._bury(child)
+        status, cpu, peak = bury(child, self._alone)
         line = 0 if os.WIFEXITED(status) and os.WEXITSTATUS(status) != wire.NOT_FENCED else self._read_notes(status)
         self.scratch.clean()
         wall = time.monotonic() - started
@@ -268,30 +229,6 @@ class Zygote:
             if request[0] == b"R":
                 self._waiting.append(request)
 
-    def _bury(self, child: int) -> tuple[int, float, int]:
-        """End and reap the child and all it left behind: its wait status, CPU seconds and peak bytes."""
-        if self._alone:
-            namespaces.kill_everyone_else()
-        else:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child, signal.SIGKILL)  # not reaped yet, so the number is still its own
-        _, status, usage = os.wait4(child, 0)
-        while True:
-            try:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    self._kill_orphans()
-            except ChildProcessError:
-                return status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
-
-    def _kill_orphans(self) -> None:
-        if self._alone:
-            namespaces.kill_everyone_else()
-        else:  # as their subreaper this process is their parent
-            for orphan in _children(os.getpid()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(orphan, signal.SIGKILL)
-        time.sleep(0.001)
-
 
 def _ask_for_last_words(handle: int) -> None:
     """Have the child note the line it hangs at (see ``harness``), before it is killed anyway."""
@@ -300,17 +237,6 @@ def _ask_for_last_words(handle: int) -> None:
         poller = select.poll()
         poller.register(handle, select.POLLIN)
         poller.poll(_LAST_WORDS_MS)
-
-
-def _children(parent: int) -> list[int]:
-    """Processes whose parent is ``parent``, from /proc."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                if int(file.read().rpartition(b")")[2].split()[1]) == parent:
-                    found.append(int(name))
-    return found
 
 
 def _preload() -> None:
@@ -377,9 +303,7 @@ def main() -> None:
         Zygote(control, judge, guard, scratch, plan is not None).serve()
     finally:
         if plan is None:
-            empty_folder(folder)
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+            remove_folder(folder)
 
 
 if __name__ == "__main__":

@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import subprocess
-import sys
-import threading
-import time
+import atexit
 from array import array
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from threading import RLock
 from typing import Any
 
 from lightning_dterm.sandbox.languages import canonical
-from lightning_dterm.structure import worker
-from lightning_dterm.structure.worker import GRAMMARS, MISSING, REPLY, REQUEST, TYPECODES
+from lightning_dterm.structure.process import (
+    LANGUAGES,
+    TREE,
+    Beyond,
+    ParseLimits,
+    ParserProcess,
+    ParserUnavailable,
+    language_of,
+)  # fmt: skip
+from lightning_dterm.structure.worker import MISSING, TYPECODES
+
+__all__ = ["ERROR_KIND", "LANGUAGES", "Grammar", "ParseLimits", "ParserUnavailable", "SyntaxTree", "TreeParser",
+           "grammar", "shared_parser"]  # fmt: skip
 
 ERROR_KIND = 0xFFFF
-LANGUAGES = tuple(name for name, _, _ in GRAMMARS)
-_PIPE = 60_000  # bytes that fit into a pipe without its reader: more could lock both sides
-_INDEX = {name: index for index, name in enumerate(LANGUAGES)}
-
-
-class ParserUnavailable(RuntimeError):
-    """The parser process cannot be started at all: nothing was learnt about any program."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParseLimits:
-    """What one text may cost; beyond it the text counts as unparseable.
-
-    Attributes:
-        cpu_s: CPU seconds (a real 100 kB program takes 0.1 to 0.3).
-        wall_s: Wall-clock backstop for a parser that hangs without computing.
-        memory: Bytes of address space of the parser process.
-        max_bytes: Longest text in bytes of UTF-8.
-    """
-
-    cpu_s: float = 2.0
-    wall_s: float = 120.0
-    memory: int = 1 << 30
-    max_bytes: int = 1 << 20
+_NODE_SIZE = sum(array(code).itemsize for code in TYPECODES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +63,7 @@ class Grammar:
 @cache
 def grammar(language: str) -> Grammar:
     """The grammar of one of :data:`LANGUAGES`."""
-    loaded = worker.load(_INDEX[language])
+    loaded = language_of(language)
     count = loaded.node_kind_count
     return Grammar(
         language,
@@ -141,34 +125,41 @@ class TreeParser:
         limits: What one program may cost.
         cache_nodes: Nodes of all cached trees together; the least recently used trees go first.
 
+    Attributes:
+        process: The process, for whoever needs less than a tree.
+
     Raises:
         ValueError: a limit is not positive.
     """
 
     def __init__(self, limits: ParseLimits | None = None, cache_nodes: int = 1_000_000) -> None:
-        self.limits = limits or ParseLimits()
-        given = (self.limits.cpu_s, self.limits.wall_s, self.limits.memory, self.limits.max_bytes, cache_nodes)
-        if min(given) <= 0:
-            raise ValueError(f"TreeParser: every limit and cache_nodes must be positive, got {self.limits}.")
+        self.process = ParserProcess(limits)
+        if cache_nodes <= 0:
+            raise ValueError(f"TreeParser: cache_nodes must be positive, got {cache_nodes}.")
         self.cache_nodes = cache_nodes
-        self.restarts = 0
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()
-        self._busy = False
-        self._received = bytearray()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = os.getpid()
+        self._lock = RLock()
         self._cache: OrderedDict[tuple[str, str], SyntaxTree | None] = OrderedDict()
         self._cached = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"limits": self.limits, "cache_nodes": self.cache_nodes, "restarts": 0}
+        return {"process": self.process, "cache_nodes": self.cache_nodes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
+
+    @property
+    def limits(self) -> ParseLimits:
+        """What one program may cost."""
+        return self.process.limits
+
+    @property
+    def restarts(self) -> int:
+        """Times the process had to be started again."""
+        return self.process.restarts
 
     def parse(self, text: str, language: str) -> SyntaxTree | None:
         """One program's tree; None where it is beyond the limits."""
@@ -192,32 +183,23 @@ class TreeParser:
             RuntimeError: this parser is used again, by the same thread, before that.
         """
         keys = [(canonical(language), text) for text, language in programs]
-        if unknown := sorted({language for language, _ in keys if language not in _INDEX}):
+        if unknown := sorted({language for language, _ in keys if language not in LANGUAGES}):
             raise ValueError(f"no grammar for {', '.join(unknown)}: supported are {', '.join(LANGUAGES)}.")
-        if self._owner != os.getpid():  # a fork shares the parent's pipes
-            self._reset()
         with self._lock:
-            if self._busy:
-                raise RuntimeError("TreeParser: take the trees of one stream before asking for more.")
-            self._busy = True
-            try:
-                yield from self._stream(keys)
-            finally:
-                self._busy = False
-
-    def _stream(self, keys: list[tuple[str, str]]) -> Iterator[SyntaxTree | None]:
-        found = {key: self._cache[key] for key in keys if key in self._cache}
-        for key in found:
-            self._cache.move_to_end(key)
-        fresh = self._parse([key for key in dict.fromkeys(keys) if key not in found])
-        try:
+            found = {key: self._cache[key] for key in keys if key in self._cache}
+            for key in found:
+                self._cache.move_to_end(key)
+        fresh = [key for key in dict.fromkeys(keys) if key not in found]
+        sources = [_source(language, text) for language, text in fresh]
+        requests = [(TREE, key[0], source) for key, source in zip(fresh, sources, strict=True)]
+        with closing(self.process.stream(requests)) as replies:
+            waiting = iter(sources)
             for key in keys:
                 if key not in found:
-                    found[key] = next(fresh)
+                    reply = next(replies)
+                    found[key] = _tree(key, len(next(waiting)), reply)
                     self._keep(key, found[key])
                 yield found[key]
-        finally:
-            fresh.close()
 
     def forget(self) -> None:
         """Empty the cache."""
@@ -226,117 +208,18 @@ class TreeParser:
             self._cached = 0
 
     def _keep(self, key: tuple[str, str], tree: SyntaxTree | None) -> None:
-        self._cache[key] = tree
-        self._cached += 1 if tree is None else len(tree)
-        while self._cached > self.cache_nodes and len(self._cache) > 1:
-            _, old = self._cache.popitem(last=False)
-            self._cached -= 1 if old is None else len(old)
-
-    def _parse(self, keys: list[tuple[str, str]]) -> Generator[SyntaxTree | None, None, None]:
-        sources = [_source(language, text) for language, text in keys]
-        todo = [index for index, source in enumerate(sources) if len(source) <= self.limits.max_bytes]
-        sent = answered = outstanding = 0
-        try:
-            for index, source in enumerate(sources):
-                if len(source) > self.limits.max_bytes:
-                    yield None
-                    continue
-                tree: SyntaxTree | None = None
-                try:
-                    process = self._ready()
-                    while sent < len(todo) and (not outstanding or outstanding + len(sources[todo[sent]]) < _PIPE):
-                        other = todo[sent]
-                        _send(process, REQUEST.pack(_INDEX[keys[other][0]], len(sources[other])) + sources[other])
-                        outstanding += len(sources[other]) + REQUEST.size
-                        sent += 1
-                    tree = _tree(keys[index], source, self._reply(process, time.monotonic() + self.limits.wall_s))
-                    outstanding -= len(source) + REQUEST.size
-                    answered += 1
-                except (OSError, EOFError):
-                    # Replies come in order, so the first that is missing belongs to the program that did it.
-                    self._restart()
-                    outstanding, answered = 0, answered + 1
-                    sent = answered
-                yield tree
-        finally:
-            if answered < sent:  # replies that nobody waits for any more
-                self.close()
-
-    def _restart(self) -> None:
-        self.close()
-        self.restarts += 1
-        if not self._starts():
-            raise ParserUnavailable("the tree-sitter process ends as soon as it starts") from None
-
-    def _ready(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            command = [sys.executable, "-I", worker.__file__, str(self.limits.cpu_s), str(self.limits.memory)]
-            try:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
-                )
-            except OSError as error:
-                raise ParserUnavailable(f"cannot start the tree-sitter process: {error}") from error
-        return self._process
-
-    def _starts(self) -> bool:
-        """Whether a fresh process answers the smallest of questions."""
-        try:
-            process = self._ready()
-            _send(process, REQUEST.pack(0, 1) + b"a")
-            self._reply(process, time.monotonic() + self.limits.wall_s)
-        except (OSError, EOFError):
-            self.close()
-            return False
-        return True
-
-    def _reply(self, process: subprocess.Popen[bytes], deadline: float) -> list[array[int]]:
-        (count,) = REPLY.unpack(self._receive(process, REPLY.size, deadline))
-        arrays = [array(code) for code in TYPECODES]
-        data = self._receive(process, count * sum(values.itemsize for values in arrays), deadline)
-        place = 0
-        for values in arrays:
-            values.frombytes(data[place : place + count * values.itemsize])
-            place += count * values.itemsize
-        return arrays
-
-    def _receive(self, process: subprocess.Popen[bytes], count: int, deadline: float) -> bytes:
-        assert process.stdout is not None
-        descriptor, buffer = process.stdout.fileno(), self._received
-        while len(buffer) < count:
-            if not select.select([descriptor], [], [], max(deadline - time.monotonic(), 0.0))[0]:
-                raise EOFError("the parser is beyond its wall-clock limit")
-            part = os.read(descriptor, 1 << 20)
-            if not part:
-                raise EOFError("the parser died")
-            buffer += part
-        data = bytes(buffer[:count])
-        del buffer[:count]
-        return data
+        with self._lock:
+            if key in self._cache:  # another thread was faster
+                return
+            self._cache[key] = tree
+            self._cached += 1 if tree is None else len(tree)
+            while self._cached > self.cache_nodes and len(self._cache) > 1:
+                _, old = self._cache.popitem(last=False)
+                self._cached -= 1 if old is None else len(old)
 
     def close(self) -> None:
         """End the process; the next program starts another."""
-        process, self._process = self._process, None
-        self._received.clear()
-        if process is not None and self._owner == os.getpid():
-            process.kill()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
-            process.wait()
-
-    def __del__(self) -> None:
-        if contextlib is not None:  # the interpreter may be half gone
-            with contextlib.suppress(Exception):
-                self.close()
-
-
-def _send(process: subprocess.Popen[bytes], data: bytes) -> None:
-    assert process.stdin is not None
-    view = memoryview(data)
-    while view:
-        view = view[os.write(process.stdin.fileno(), view) :]
+        self.process.close()
 
 
 def _source(language: str, text: str) -> bytes:
@@ -347,10 +230,18 @@ def _source(language: str, text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _tree(key: tuple[str, str], source: bytes, arrays: list[array[int]]) -> SyntaxTree:
+def _tree(key: tuple[str, str], size: int, reply: bytes | Beyond) -> SyntaxTree | None:
+    if isinstance(reply, Beyond):
+        return None
     language, text = key
+    count, place, arrays = len(reply) // _NODE_SIZE, 0, []
+    for code in TYPECODES:
+        values = array(code)
+        values.frombytes(reply[place : place + count * values.itemsize])
+        place += count * values.itemsize
+        arrays.append(values)
     kinds, fields, starts, ends, stops = arrays
-    if len(source) != len(text):
+    if size != len(text):
         positions = _positions(text)
         starts = array("I", [positions[byte] for byte in starts])
         ends = array("I", [positions[byte] for byte in ends])
@@ -370,4 +261,6 @@ def _positions(text: str) -> array[int]:
 @lru_cache(maxsize=1)
 def shared_parser() -> TreeParser:
     """The parser that this process's components and metrics share, so that no program is parsed twice."""
-    return TreeParser()
+    parser = TreeParser()
+    atexit.register(parser.close)
+    return parser

@@ -1,19 +1,25 @@
-"""The child process that runs tree-sitter: one request, one flattened tree. It imports nothing of the package.
+"""The child process that runs tree-sitter: one request, one reply. It imports nothing of the package.
 
 tree-sitter parses hostile text in the process that asks for it, and some 16 kB texts make current grammars take forty
 seconds or several gigabytes between two of its progress callbacks (``a=>a=>...`` as Java). So a parser gets a process
 of its own, with limits on memory, and on the CPU time of each text; it is expected to die now and then.
 
-Request: ``<BI`` (index into :data:`GRAMMARS`, length) and UTF-8 bytes. Reply: ``<I`` (n nodes) and five arrays in
-preorder: kind and field (uint16; :data:`MISSING` is set in the field of a token that the parser made up), start byte,
-end byte and the index after the node's last descendant (uint32).
+Request: ``<BBI`` (task, index into :data:`GRAMMARS`, length) and UTF-8 bytes. Reply: ``<I`` (bytes) and, by task:
+
+* :data:`TREE`: five arrays of one length, in preorder: kind and field (uint16; :data:`MISSING` is set in the field of a
+  token that the parser made up), start byte, end byte and the index after the node's last descendant (uint32).
+* :data:`ERRORS`: start and end byte (uint32) of every outermost error or made-up token.
+* :data:`BROKEN`: one byte, whether there is any.
+* :data:`REFUSED`: start and end byte (uint32) of the first token that no program could have there; nothing if none.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+import os
 import resource
+import select
 import signal
 import struct
 import sys
@@ -26,10 +32,13 @@ GRAMMARS = (
     ("csharp", "tree_sitter_c_sharp", "language"), ("javascript", "tree_sitter_javascript", "language"),
     ("go", "tree_sitter_go", "language"), ("php", "tree_sitter_php", "language_php_only"),
 )  # fmt: skip
-REQUEST = struct.Struct("<BI")
+REQUEST = struct.Struct("<BBI")
 REPLY = struct.Struct("<I")
 TYPECODES = "HHIII"
 MISSING = 0x8000
+TREE, ERRORS, BROKEN, REFUSED = range(4)
+_CHUNK = 1024
+_PATROL = 2.0  # seconds between looks at whether the parent still lives: a fork of it may hold our pipes open
 
 
 def load(index: int) -> Any:
@@ -70,28 +79,157 @@ def flatten(tree: Any) -> tuple[array[int], ...]:
             stops[open_nodes.pop()] = index
 
 
-def main() -> None:
-    """Serve requests from standard input until it closes. Arguments: CPU seconds a text, bytes of address space."""
-    import tree_sitter
+def errors(root: Any) -> array[int]:
+    """Start and end byte of every outermost error or made-up token."""
+    found = array("I")
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        if node.is_error or node.is_missing:
+            found.extend(node.byte_range)
+        elif node.has_error:
+            pending.extend(reversed(node.children))
+    return found
 
-    seconds, memory = float(sys.argv[1]), int(sys.argv[2])
+
+class Watch:
+    """Listens to one parse for the first token that every version of the stack refuses."""
+
+    def __init__(self) -> None:
+        self.refused: tuple[int, int] | None = None  # row and byte column before the token's white space
+        self.size = 0  # bytes of it, white space included
+        self.at_end = False
+        self.done = False
+        self._place = (0, 0)
+        self._sizes: dict[tuple[int, int], int] = {}
+
+    def __call__(self, kind: object, message: str) -> None:
+        """Take one line of the parser's log."""
+        first = message[0]
+        if self.done or first in "cs":  # consume, skip, shift: most of the log
+            return
+        if first == "p" and message.startswith("process "):
+            row, column = message.rsplit("row:", 1)[1].split(", col:")
+            self._place = (int(row), int(column))
+        elif first == "l" and message.startswith("lexed_lookahead "):
+            self._sizes[self._place] = int(message.rsplit(":", 1)[1])
+        elif first == "d" and message.startswith("detect_error "):
+            if self.refused is None or self._place >= self.refused:
+                self.refused, self.at_end = self._place, message == "detect_error lookahead:end"
+                self.size = self._sizes.get(self._place, 1)
+        elif first == "r" and message.startswith("resume "):
+            self.done = True
+
+
+def refused(parser: Any, data: bytes) -> array[int]:
+    """Start and end byte of the first refused token; nothing where there is none or where it is the text's end."""
+    watch = Watch()
+    parser.logger = watch
+
+    def read(offset: int, point: object) -> bytes:
+        return b"" if watch.done else data[offset : offset + _CHUNK]  # the repair that follows is of no interest
+
+    parser.parse(read)
+    if not watch.done or watch.at_end or watch.refused is None:
+        return array("I")
+    row, column = watch.refused
+    start = 0
+    for _ in range(row):
+        start = data.index(b"\n", start) + 1
+    start += column
+    end = min(start + watch.size, len(data))
+    token = data[start:end]
+    return array("I", (start + len(token) - len(token.lstrip(b" \t\r\n\f\v\\")), end))
+
+
+class Worker:
+    """Answers requests. The parsers of one language are one, except where somebody listens to its log."""
+
+    def __init__(self) -> None:
+        self.languages: dict[int, Any] = {}
+        self.parsers: dict[int, Any] = {}
+
+    def answer(self, task: int, index: int, source: bytes) -> bytes:
+        """The reply's bytes."""
+        import tree_sitter
+
+        if index not in self.parsers:
+            self.languages[index] = load(index)
+            self.parsers[index] = tree_sitter.Parser(self.languages[index])
+        if task == REFUSED:
+            return refused(tree_sitter.Parser(self.languages[index]), source).tobytes()
+        tree = self.parsers[index].parse(source)
+        if task == TREE:
+            return b"".join([values.tobytes() for values in flatten(tree)])
+        return bytes([tree.root_node.has_error]) if task == BROKEN else errors(tree.root_node).tobytes()
+
+
+class Pipes:
+    """Standard input and output, for as long as the parent lives."""
+
+    def __init__(self, parent: int) -> None:
+        self.parent = parent
+        self._given = bytearray()
+        os.set_blocking(1, False)
+
+    def _wait(self, writing: bool) -> None:
+        while not any(select.select([] if writing else [0], [1] if writing else [], [], _PATROL)):
+            if os.getppid() != self.parent:
+                raise EOFError
+
+    def read(self, count: int) -> bytes:
+        """Exactly ``count`` bytes.
+
+        Raises:
+            EOFError: the parent has closed its end, or is gone.
+        """
+        given = self._given
+        while len(given) < count:
+            self._wait(writing=False)
+            if not (part := os.read(0, 1 << 16)):
+                raise EOFError
+            given += part
+        data = bytes(given[:count])
+        del given[:count]
+        return data
+
+    def write(self, data: bytes) -> None:
+        """All of it.
+
+        Raises:
+            EOFError: the parent is gone.
+        """
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(1, view) :]
+            except BlockingIOError:
+                self._wait(writing=True)
+            except BrokenPipeError:
+                raise EOFError from None
+
+
+def main() -> None:
+    """Serve standard input until it closes. Arguments: CPU seconds a text, bytes of address space, the parent's pid."""
+    import tree_sitter  # noqa: F401 - before the limits
+
+    seconds, memory, parent = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it closes the pipe
     gc.disable()  # nothing here is cyclic, and every node is an object
-    parsers: dict[int, Any] = {}
-    given, out = sys.stdin.buffer, sys.stdout.buffer
-    while len(head := given.read(REQUEST.size)) == REQUEST.size:
-        index, length = REQUEST.unpack(head)
-        source = given.read(length)
-        if index not in parsers:
-            parsers[index] = tree_sitter.Parser(load(index))
-        # CPU time of this process, so that a busy machine changes no score; SIGPROF ends the process.
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        arrays = flatten(parsers[index].parse(source))
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-        out.write(b"".join([REPLY.pack(len(arrays[0])), *(values.tobytes() for values in arrays)]))
-        out.flush()
+    worker, pipes = Worker(), Pipes(parent)
+    while True:
+        try:
+            task, index, length = REQUEST.unpack(pipes.read(REQUEST.size))
+            source = pipes.read(length)
+            # CPU time of this process, so that a busy machine changes no score; SIGPROF ends the process.
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            reply = worker.answer(task, index, source)
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            pipes.write(REPLY.pack(len(reply)) + reply)
+        except EOFError:
+            return
 
 
 if __name__ == "__main__":

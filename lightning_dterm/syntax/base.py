@@ -95,6 +95,10 @@ class Checker(ABC):
     def check(self, program: str) -> Verdict:
         """The first offending place of ``program``, which has ended here."""
 
+    def check_many(self, programs: Sequence[str]) -> list[Verdict]:
+        """:meth:`check` of each."""
+        return [self.check(program) for program in programs]
+
     @abstractmethod
     def session(self, text: str = "") -> Session:
         """Start to follow a program that begins with ``text``."""

@@ -8,98 +8,91 @@ prefix is viable iff the first refused token is the end of the text, or lies in 
 This is exact for tree-sitter's grammar, which is not quite the language: it takes some programs that compilers refuse
 (keywords as names, statements where only declarations may stand), and refuses a few that preprocessors make valid. Its
 false alarms and misses are measured in ``benchmarks/results/syntax.json``; results carry the method's name.
+
+All of it runs in the process of :func:`lightning_dterm.structure.shared_parser`, because hostile text can stall or
+crash a parser. A text beyond its limits (:class:`lightning_dterm.structure.ParseLimits`), or longer than
+:data:`MAX_CHARS`, is not viable. Where a whole program's parse is beyond them nothing is asked of its prefixes: the
+verdict is an error over all of it at its last character, which scores 0, and ``shared_parser().process.beyond`` counts
+it. A program followed while it grows fails with the token that takes it beyond them.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from threading import Lock
 
-import tree_sitter
-
+from lightning_dterm.structure import ParserUnavailable, shared_parser
+from lightning_dterm.structure.process import BROKEN, REFUSED, Beyond, byte_ranges, language_of
 from lightning_dterm.syntax.base import CharSpan, Checker, Session, Verdict
 from lightning_dterm.syntax.clike import LANGUAGES, Shortened, unfinished, unmatched_brace
 
-_GRAMMARS = {
-    "java": "tree_sitter_java", "c": "tree_sitter_c", "cpp": "tree_sitter_cpp", "csharp": "tree_sitter_c_sharp",
-    "javascript": "tree_sitter_javascript",
-}  # fmt: skip
 # A lone method, as in CodeXGLUE, is judged as it is and inside a class; the better verdict counts.
 _CLASS = ("class A {\n", "\n}")
 _WRAPPERS: dict[str, tuple[tuple[str, str], ...]] = {"java": (_CLASS,), "csharp": (_CLASS,)}
-_CHUNK = 1024
-MAX_CHARS = 40_000  # hostile text costs up to a few seconds at this length
+_BATCH = 64
+MAX_CHARS = 40_000
 
 
 class GrammarError(RuntimeError):
     """A tree-sitter grammar is missing, or its log does not say what the flags need."""
 
 
-@lru_cache(maxsize=8)
-def _language(language: str) -> tree_sitter.Language:
-    try:
-        module = importlib.import_module(_GRAMMARS[language])
-    except ImportError as error:
-        package = _GRAMMARS[language].replace("_", "-")
-        raise GrammarError(f"Syntax flags for {language} need the package {package}: pip install {package}.") from error
-    return tree_sitter.Language(module.language())
+class BeyondLimits(Exception):
+    """A text that its parser could not cope with."""
 
 
-class _Watch:
-    """Listens to one parse for the first token that every version of the stack refuses."""
+_KEPT = 1024  # answers: a batch of 64 programs has 512
+_answers: OrderedDict[tuple[int, str, str], bytes | Beyond] = OrderedDict()
+_lock = Lock()
 
-    def __init__(self) -> None:
-        self.refused: tuple[int, int] | None = None  # row and byte column before the token's white space
-        self.size = 0  # bytes of it, white space included
-        self.at_end = False
-        self.done = False
-        self._place = (0, 0)
-        self._sizes: dict[tuple[int, int], int] = {}
 
-    def __call__(self, kind: object, message: str) -> None:
-        first = message[0]
-        if self.done or first in "cs":  # consume, skip, shift: most of the log
-            return
-        if first == "p" and message.startswith("process "):
-            row, column = message.rsplit("row:", 1)[1].split(", col:")
-            self._place = (int(row), int(column))
-        elif first == "l" and message.startswith("lexed_lookahead "):
-            self._sizes[self._place] = int(message.rsplit(":", 1)[1])
-        elif first == "d" and message.startswith("detect_error "):
-            if self.refused is None or self._place >= self.refused:
-                self.refused, self.at_end = self._place, message == "detect_error lookahead:end"
-                self.size = self._sizes.get(self._place, 1)
-        elif first == "r" and message.startswith("resume "):
-            self.done = True
+def _fetch(task: int, sources: Sequence[str], language: str) -> list[bytes | Beyond]:
+    """The parser process's answers, those it still has to give in one request; a check comes back to the same texts."""
+    keys = [(task, source, language) for source in sources]
+    with _lock:
+        known = {key: _answers[key] for key in keys if key in _answers}
+    new = [key for key in dict.fromkeys(keys) if key not in known]
+    if new:
+        requests = [(task, language, source.encode("utf-8", "replace")) for _, source, _ in new]
+        fresh = dict(zip(new, shared_parser().process.ask(requests), strict=True))
+        known.update(fresh)
+        with _lock:
+            _answers.update(fresh)
+            while len(_answers) > _KEPT:
+                _answers.popitem(last=False)
+    return [known[key] for key in keys]
+
+
+def _has_error(source: str, language: str) -> bool:
+    """Whether tree-sitter had to repair ``source``.
+
+    Raises:
+        BeyondLimits: it could not cope with it.
+    """
+    (reply,) = _fetch(BROKEN, [source], language)
+    if isinstance(reply, Beyond):
+        raise BeyondLimits(reply.reason)
+    return reply != b"\0"
 
 
 def first_refused(source: str, language: str) -> CharSpan | None:
     """Character span of the first token that cannot stand where it does; None where there is none.
 
     The end of the text, where more was expected, is no such token.
+
+    Raises:
+        BeyondLimits: tree-sitter could not cope with ``source``.
     """
-    data = source.encode("utf-8", "replace")
-    watch = _Watch()
-    parser = tree_sitter.Parser(_language(language))
-    parser.logger = watch
-
-    def read(offset: int, point: object) -> bytes:
-        return b"" if watch.done else data[offset : offset + _CHUNK]  # the repair that follows is of no interest
-
-    parser.parse(read)
-    if not watch.done or watch.at_end or watch.refused is None:
-        return None
-    row, column = watch.refused
-    start = 0
-    for _ in range(row):
-        start = data.index(b"\n", start) + 1
-    start += column
-    end = min(start + watch.size, len(data))
-    token = data[start:end]
-    start += len(token) - len(token.lstrip(b" \t\r\n\f\v\\"))
-    low = len(data[:start].decode("utf-8", "replace"))
-    return min(low, max(len(source) - 1, 0)), max(len(data[:end].decode("utf-8", "replace")), low + 1)
+    (reply,) = _fetch(REFUSED, [source], language)
+    if isinstance(reply, Beyond):
+        raise BeyondLimits(reply.reason)
+    for start, end in byte_ranges(reply):
+        data = source.encode("utf-8", "replace")
+        low = len(data[:start].decode("utf-8", "replace"))
+        return min(low, max(len(source) - 1, 0)), max(len(data[:end].decode("utf-8", "replace")), low + 1)
+    return None
 
 
 class TreeSitterChecker(Checker):
@@ -113,7 +106,7 @@ class TreeSitterChecker(Checker):
     method = "tree-sitter"
 
     def __init__(self, language: str) -> None:
-        if language not in _GRAMMARS:
+        if language not in LANGUAGES:
             raise ValueError(f"No syntax flags for {language!r}: choose one of {', '.join(LANGUAGES)}.")
         self.language = language
         self.heads = (("", ""), *_WRAPPERS.get(language, ()))
@@ -128,10 +121,13 @@ class TreeSitterChecker(Checker):
         if len(prefix) > MAX_CHARS:
             return False
         kept = unfinished(shortened, self.language)
-        for head, _ in self.heads:
-            refused = self._refused(head, shortened)
-            if refused is None or refused[0] >= kept:
-                return True
+        try:
+            for head, _ in self.heads:
+                refused = self._refused(head, shortened)
+                if refused is None or refused[0] >= kept:
+                    return True
+        except BeyondLimits:
+            pass
         return False
 
     def _refused(self, head: str, program: str) -> CharSpan | None:
@@ -145,18 +141,53 @@ class TreeSitterChecker(Checker):
 
     def complete(self, program: str) -> bool:
         """Whether it parses without repair, as it is or inside a class."""
+        try:
+            return self._complete(program)
+        except BeyondLimits:
+            return False
+
+    def _complete(self, program: str) -> bool:
         if len(program) > MAX_CHARS:
             return False
-        parser = tree_sitter.Parser(_language(self.language))
         for head, tail in self.heads:
-            source = (head + program + tail).encode("utf-8", "replace")
-            if not parser.parse(source).root_node.has_error:
+            if not _has_error(head + program + tail, self.language):
                 return not head or unmatched_brace(program, self.language) is None
         return False
 
     def check(self, program: str) -> Verdict:
         """One parse where all is well; otherwise the furthest first refused token."""
-        if self.complete(program):
+        try:
+            return self._check(program)
+        except BeyondLimits as reason:
+            return Verdict("error", len(program), (0, len(program)), f"beyond the parser's limits ({reason})")
+
+    def check_many(self, programs: Sequence[str]) -> list[Verdict]:
+        """:meth:`check` of each, in a few requests to the parser process for every 64 programs."""
+        verdicts: list[Verdict] = []
+        for start in range(0, len(programs), _BATCH):
+            batch = programs[start : start + _BATCH]
+            self._prefetch([program for program in dict.fromkeys(batch) if len(program) <= MAX_CHARS])
+            verdicts += map(self.check, batch)
+        return verdicts
+
+    def _prefetch(self, programs: list[str]) -> None:
+        """Ask what :meth:`check` will ask: whole programs, their first refused tokens, and up to there."""
+        left = programs
+        for head, tail in self.heads:
+            replies = _fetch(BROKEN, [head + program + tail for program in left], self.language)
+            left = [program for program, reply in zip(left, replies, strict=True) if reply == b"\1"]
+        pairs = [(head, program) for program in left for head, _ in self.heads]
+        replies = _fetch(REFUSED, [head + program for head, program in pairs], self.language)
+        ends: dict[str, int] = {}
+        for (head, program), reply in zip(pairs, replies, strict=True):
+            if isinstance(reply, bytes) and reply:
+                span = first_refused(head + program, self.language) or (0, 0)
+                ends[program] = max(ends.get(program, 0), min(span[1] - len(head), len(program)))
+        prefixes = [program[: end - less] for program, end in ends.items() for less in (0, 1) if end > less]
+        _fetch(REFUSED, [head + prefix for prefix in prefixes for head, _ in self.heads], self.language)
+
+    def _check(self, program: str) -> Verdict:
+        if self._complete(program):
             return Verdict("ok", len(program))
         end = len(program)
         if self.viable(program):
@@ -222,6 +253,10 @@ _PROBES: dict[str, Callable[[str], str]] = {
 
 @lru_cache(maxsize=8)
 def _self_test(language: str) -> None:
+    try:
+        language_of(language)
+    except ParserUnavailable as error:
+        raise GrammarError(f"Syntax flags: {error}.") from error
     good, bad = (_PROBES[language](text) for text in ("1;", ")"))
     found = first_refused(bad, language)
     if first_refused(good, language) is not None or found is None or bad[found[0] : found[1]] != ")":
