@@ -8,7 +8,7 @@ import math
 import time
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import lightning as L
 import torch
@@ -19,11 +19,12 @@ from lightning_dterm.callbacks.stop import stopped_by_signal
 from lightning_dterm.evaluation import write_json
 from lightning_dterm.hooks import RolloutCallback, announce_phase
 from lightning_dterm.metrics import FIGURES, SampleTable
+from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.distributed import all_gather, all_sum, global_order
+from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.scoring import score_responses
 
 if TYPE_CHECKING:
-    from lightning_dterm.modules.ppo import PPOModule
     from lightning_dterm.types import CodeTask
 
 MODES = {"greedy": 0.0, "sampled": 1.0}
@@ -34,7 +35,8 @@ class BeforeAfterReport(RolloutCallback):
     """Evaluates a split before the first rollout and after the last, and writes ``summary.json``.
 
     Each task is answered greedily and, separately, by sampling at temperature 1. ``kl`` is the mean over the sampled
-    answers of ``log actor - log reference``, in nats per sequence.
+    answers of ``log actor - log reference``, in nats per sequence; null where the module keeps no reference, as
+    ``SupervisedModule``.
 
     Args:
         path: The JSON file; default ``<log_dir>/summary.json``.
@@ -81,6 +83,19 @@ class BeforeAfterReport(RolloutCallback):
     def _seconds(self) -> float:
         return self._train_seconds + (time.perf_counter() - self._started if self._started is not None else 0.0)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot be evaluated.
+
+        Raises:
+            ValueError: With a module of another kind than this package's, or without a DataModule.
+        """
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, CodeModule):
+            raise ValueError(f"BeforeAfterReport needs PPOModule or SupervisedModule, got {type(pl_module).__name__}")
+        if trainer.datamodule is None:  # type: ignore[attr-defined]
+            raise ValueError(f"BeforeAfterReport needs a DataModule, for its {self.split} split: give datamodule=")
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the untrained actor, unless a resumed run brought that along.
 
@@ -105,10 +120,11 @@ class BeforeAfterReport(RolloutCallback):
         if not trainer.is_global_zero:
             return
         summary = summarise(self._before, after, kl, self._train_seconds)
-        summary["rollouts"] = trainer.global_step
+        steps = _unit(pl_module)
+        summary[steps] = trainer.global_step
         path = self.path or Path(folder) / "summary.json"
         write_json(path, summary)
-        self._print(summary, trainer, path)
+        self._print(summary, f"{trainer.global_step} {steps}", path)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run resumed after its last rollout has no training left, only the report."""
@@ -127,7 +143,7 @@ class BeforeAfterReport(RolloutCallback):
             raise ValueError(_different_tasks(self.split, self._tasks, tasks))
         self._tasks, self._checked = tasks, True
 
-    def _evaluate(self, trainer: L.Trainer, module: PPOModule) -> tuple[dict[str, Table], float | None]:
+    def _evaluate(self, trainer: L.Trainer, module: CodeModule) -> tuple[dict[str, Table], float | None]:
         announce_phase(trainer, module, "evaluation")
         loader = self._loader(trainer)
         tables = {mode: SampleTable().to(module.device) for mode in MODES}
@@ -141,7 +157,7 @@ class BeforeAfterReport(RolloutCallback):
         return results, float(total[0] / total[1]) if total[1] > 0 else None
 
     @torch.no_grad()
-    def _answer(self, module: PPOModule, tasks: list[CodeTask], table: SampleTable, temperature: float) -> Tensor:
+    def _answer(self, module: CodeModule, tasks: list[CodeTask], table: SampleTable, temperature: float) -> Tensor:
         """Answer and record one batch; gives the sum of sequence log-ratios of sampled answers, and their number."""
         device = module.device
         if tasks:
@@ -155,7 +171,7 @@ class BeforeAfterReport(RolloutCallback):
             module.idle()
             table.update([])
             given = (torch.zeros(0, 1, dtype=torch.long, device=device),) * 4
-        if temperature == 0 or module.kl.placement == "none":
+        if temperature == 0 or not _has_reference(module):
             return torch.zeros(2, dtype=torch.float64, device=device)
         scores = score_responses(module, *given, temperature=temperature)
         assert scores.logprobs is not None
@@ -163,13 +179,13 @@ class BeforeAfterReport(RolloutCallback):
         ratio = ((scores.logprobs - scores.ref_logprobs) * given[-1]).sum()
         return torch.stack([ratio.double(), ratio.new_tensor(len(tasks)).double()])
 
-    def _print(self, summary: dict[str, Any], trainer: L.Trainer, path: Path) -> None:
+    def _print(self, summary: dict[str, Any], when: str, path: Path) -> None:
         from rich.console import Console
         from rich.table import Table as RichTable
 
         for mode in MODES:
             part = summary if mode == "greedy" else summary["sampled"]
-            table = RichTable(title=f"{self.split} split, {mode}: before -> after {trainer.global_step} rollouts")
+            table = RichTable(title=f"{self.split} split, {mode}: before -> after {when}")
             table.add_column("task type")
             for metric in self.metrics:
                 table.add_column(metric, justify="right")
@@ -184,6 +200,15 @@ class BeforeAfterReport(RolloutCallback):
             f"summary:     {path}\nsamples:     {path.parent / 'samples'}\n"
             f"TensorBoard: tensorboard --logdir {path.parent}"
         )
+
+
+def _has_reference(module: CodeModule) -> TypeGuard[PPOModule]:
+    return isinstance(module, PPOModule) and module.kl.placement != "none"
+
+
+def _unit(module: L.LightningModule) -> str:
+    """What a step of the module's training is called."""
+    return "rollouts" if isinstance(module, PPOModule) else "steps"
 
 
 def _identity(task: CodeTask) -> str:

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_dterm.callbacks.progress import PhaseProgressBar
 from lightning_dterm.callbacks.stop import GracefulStop
@@ -35,6 +36,16 @@ _FSDP1 = (
     "strategy fsdp (FSDP1) cannot train this: under manual optimization training_step runs inside the forward of its "
     "root module, so the actor cannot be called there; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
 )
+
+# Lightning would go on in bf16-mixed after a warning, while on a GPU training refuses 16-mixed.
+_NO_FP16 = "trainer.precision 16-mixed is not supported: use bf16-mixed or 32-true"
+
+_BEST = (
+    "ckpt_path best is the best checkpoint of a fit in the same process, and each command is a process of its own: "
+    "give the checkpoint's file, or last"
+)
+
+_LOADERS = {"fit": "train_dataloader", "validate": "val_dataloader"}
 
 _PARTIAL_STRATEGY = (
     "trainer.strategy cannot be changed in part: give it whole, with its full class_path and all init_args, either in "
@@ -80,6 +91,8 @@ class DTermTrainer(L.Trainer):
             if kwargs.get("logger") in (None, True):
                 kwargs["logger"] = TensorBoardLogger(save_dir=default_root_dir, name=None)
         super().__init__(use_distributed_sampler=use_distributed_sampler, default_root_dir=default_root_dir, **kwargs)
+        if kwargs.get("precision") in ("16-mixed", "16", 16) and self.precision == "bf16-mixed":
+            raise MisconfigurationException(_NO_FP16)
         if self.strategy.root_device.type == "cpu":
             torch.set_num_threads(cpu_threads or int(os.environ.get("OMP_NUM_THREADS") or 1))
 
@@ -196,9 +209,21 @@ class DTermCLI(LightningCLI):
         """
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if path == "best":
+            fail(_BEST)
         problem = check_ckpt_path(str(path)) if path else None
         if problem:
             fail(problem)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Refuse a run without data before anything is loaded for it."""
+        loader = _LOADERS.get(subcommand, f"{subcommand}_dataloader")
+        if subcommand != "export" and self.datamodule is None and not is_overridden(loader, self.model):
+            fail(
+                f"no data to {subcommand}: add --data CLASS (such as lightning_dterm.data.JsonlDataModule) or a "
+                "--config that has data"
+            )
+        super()._run_subcommand(subcommand)
 
 
 def condense(message: str) -> str:
@@ -281,8 +306,11 @@ def user_error(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(__file__).resolve().parent
     ours = tuple(f"{folder}{os.sep}" for folder in (package, package.parent / "data", package.parent / "callbacks"))
-    # A ValueError that this package raised itself, not one that came up from a library.
-    return message if isinstance(error, ValueError) and frames and frames[-1].filename.startswith(ours) else None
+    if not isinstance(error, ValueError) or not frames:
+        return None
+    # A ValueError that this package raised itself, or Lightning about ckpt_path; not one that came up from a library.
+    source = frames[-1].filename
+    return message if source.startswith(ours) or source.endswith("checkpoint_connector.py") else None
 
 
 def _quiet() -> None:

@@ -182,6 +182,20 @@ def test_missing_actor(config: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Union" not in line
 
 
+def test_best_names_no_checkpoint_on_the_command_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("fit", "validate", "test", "predict"):
+        error = error_of(capsys, command, "--config", str(config), "--ckpt_path", "best")
+        assert "give the checkpoint's file" in error
+
+
+def test_no_data(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = yaml.safe_load(config.read_text())
+    del settings["data"]
+    config.write_text(yaml.safe_dump(settings))
+    assert "no data to fit: add --data CLASS" in error_of(capsys, "fit", "--config", str(config))
+    assert "no data to test: add --data CLASS" in error_of(capsys, "test", "--config", str(config))
+
+
 def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "subcommand" in error_of(capsys)
 
@@ -235,7 +249,10 @@ def test_packaged_configurations_are_found_from_anywhere(tmp_path: Path, monkeyp
 COMPLETE = ["quickstart.yaml", "microcode_sft.yaml", "codexglue/sft.yaml"]
 OVERLAYS = [["strategy/ddp.yaml"], ["strategy/fsdp2.yaml"], ["lora.yaml"]]
 OVERLAYS += [[f"weighting/{name}.yaml"] for name in ("uniform", "expert", "hypernetwork")]
+ATTRIBUTIONS = ("dense", "terminal", "uniform", "potential", "length_normalized", "heatmap")
+OVERLAYS += [[f"attribution/{name}.yaml"] for name in ATTRIBUTIONS]
 STACKS = [[name] for name in COMPLETE] + [["base.yaml", "codexglue/ppo.yaml"]]
+STACKS += [["base.yaml", "codexglue/ppo.yaml", "rewards/structural.yaml"]]
 STACKS += [["quickstart.yaml", *overlay] for overlay in OVERLAYS]
 
 
@@ -254,7 +271,12 @@ def test_every_packaged_configuration_parses(
     def check(wanted: Any, got: Any, where: str) -> None:
         if isinstance(wanted, dict):
             for key, value in wanted.items():
-                check(value, got[key], f"{where}.{key}")
+                if key.endswith("+"):  # appended to a list
+                    assert len(got[key[:-1]]) > len(value), where
+                    for item, last in zip(value, got[key[:-1]][-len(value) :], strict=True):
+                        check(item, last, f"{where}.{key}")
+                else:
+                    check(value, got[key], f"{where}.{key}")
         elif not isinstance(wanted, list):
             assert wanted == got, where
 

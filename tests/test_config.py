@@ -27,6 +27,8 @@ from lightning_dterm.modules.config import GenerationConfig, KLConfig, Optimizer
         (lambda: GenerationConfig(eval_temperature=-1), "eval_temperature"),
         (lambda: KLConfig(placement="loss", estimator="k1"), "k2 or k3"),
         (lambda: KLConfig(horizon=0), "kl.horizon"),
+        (lambda: KLConfig(placement="report", target=1.0), "kl.target steers nothing with kl.placement report"),
+        (lambda: KLConfig(placement="none", target=1.0), "kl.target steers nothing with kl.placement none"),
         (lambda: PPOConfig(value_coef=-0.1), "ppo.value_coef"),
         (lambda: PPOConfig(value_coef=math.inf), "ppo.value_coef"),
         (lambda: PPOConfig(entropy_coef=-1), "ppo.entropy_coef"),

@@ -15,6 +15,8 @@ from lightning_dterm.modules.actor_critic import CriticConfig
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
+from lightning_dterm.modules.supervised import SupervisedModule
+from tests.cli_stand_in import StandInModule
 from tests.tiny import ScoreOf, TextData, share_of_a, text_task, tiny_actor, tiny_trainer
 
 
@@ -160,3 +162,27 @@ def test_means_are_over_task_types() -> None:
     with pytest.warns(UserWarning, match="KL to the reference is nan"):
         diverged = summarise({"greedy": before, "sampled": before}, {"greedy": after, "sampled": after}, math.nan, 1.0)
     assert diverged["kl"] is None
+
+
+def test_supervised_training_is_reported_without_kl(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    generation = GenerationConfig(max_prompt_length=16, max_new_tokens=6)
+    actor = ActorConfig(path=str(tiny_actor(tmp_path / "actor")))
+    module = SupervisedModule(actor, generation, lr=3e-2, warmup_steps=0, schedule="constant")
+    path = tmp_path / "summary.json"
+    trainer = tiny_trainer(tmp_path, [ScoreOf("share", share_of_a)], 6, callbacks=[BeforeAfterReport(str(path))])
+    trainer.fit(module, datamodule=TextData(batch_size=8, size=64))
+    summary = json.loads(path.read_text())
+    assert summary["kl"] is None
+    assert summary["steps"] == 6
+    bleu = summary["tasks"]["synthesis"]["bleu"]
+    assert bleu["after"] > bleu["before"]
+
+
+def test_what_cannot_be_reported_on_is_refused_before_training(tmp_path: Path) -> None:
+    report = BeforeAfterReport(str(tmp_path / "summary.json"))
+    trainer = tiny_trainer(tmp_path, [ScoreOf("share", share_of_a)], 1)
+    with pytest.raises(ValueError, match="BeforeAfterReport needs PPOModule or SupervisedModule, got StandInModule"):
+        report.setup(trainer, StandInModule(), "fit")
+    with pytest.raises(ValueError, match="BeforeAfterReport needs a DataModule"):
+        report.setup(trainer, module_for(tiny_actor(tmp_path / "actor")), "fit")

@@ -16,7 +16,7 @@ import tree_sitter
 from lightning_dterm.rewards.compile import CompileReward, parse_errors
 from lightning_dterm.structure import ParseLimits, ParserProcess, shared_parser
 from lightning_dterm.structure.process import BROKEN, ERRORS, REFUSED, TREE, Beyond, byte_ranges, language_of
-from lightning_dterm.syntax import checker_for
+from lightning_dterm.syntax import checker_for, treesitter
 from lightning_dterm.types import Sample
 from tests.rewards_common import make_task
 
@@ -181,5 +181,7 @@ def test_hostile_programs_are_errors_for_rewards_and_metrics() -> None:
 @pytest.mark.parametrize("language", PROGRAMS)
 def test_a_batch_is_judged_like_its_programs(language: str) -> None:
     checker, programs = checker_for(language), PROGRAMS[language] + PROGRAMS[language][:1]
-    alone = [type(checker)(language).check(program) for program in programs]
+    treesitter._answers.clear()
+    alone = [checker.check(program) for program in programs]
+    treesitter._answers.clear()
     assert checker.check_many(programs) == alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +161,44 @@ class CodeModule(L.LightningModule):
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError("trainer.precision 16-mixed is not supported: use bf16-mixed or 32-true")
 
+    def refuse_half_weights(self) -> None:
+        """Lightning would cast everything that trains, adapters and critics as well, to 16 bits.
+
+        Raises:
+            ValueError: Under ``precision bf16-true`` or ``16-true``.
+        """
+        precision = self.trainer.precision
+        if precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"training under trainer.precision {precision} loses small updates: use bf16-mixed (and, to load the "
+                "frozen weights of a LoRA run in half precision, actor.dtype bfloat16)"
+            )
+
+    # --- figures -----------------------------------------------------------------------------------------------------
+
+    def log_step(self, figures: Mapping[str, float], prog_bar: Collection[str] = ()) -> None:
+        """Log what the step just done has shown, at its number: 1 for the first, as checkpoints count.
+
+        ``self.log`` would keep what earlier steps logged and repeat it where this step has no such figure, and count
+        from 0. ``trainer.callback_metrics``, which monitors read, keep the last known value.
+
+        Args:
+            figures: The same on every rank.
+            prog_bar: Names that progress bars show, too.
+        """
+        tensors = {name: torch.tensor(value, device=self.device) for name, value in figures.items()}
+        self.trainer.callback_metrics.update(tensors)
+        self.trainer.progress_bar_metrics.update({name: figures[name] for name in prog_bar})
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.global_step % every == 0:
+            self._to_loggers(figures)
+
+    def _to_loggers(self, figures: Mapping[str, float]) -> None:
+        self.trainer.logged_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**figures, "epoch": self.current_epoch}, self.global_step)
+            logger.save()
+
     # --- validation, test, prediction --------------------------------------------------------------------------------
 
     @property
@@ -193,10 +231,13 @@ class CodeModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log ``val/<metric>`` over all tasks and ``val/<metric>/<task type>``."""
         results = self.table.compute()
-        for suffix, group in (("", results["overall"]), *((f"/{k}", v) for k, v in results["tasks"].items())):
-            for name in FIGURES:
-                if group[name]["value"] is not None:
-                    self.log(f"val/{name}{suffix}", group[name]["value"], rank_zero_only=True)
+        groups = (("", results["overall"]), *((f"/{k}", v) for k, v in results["tasks"].items()))
+        figures = {f"val/{name}{suffix}": group[name]["value"] for suffix, group in groups for name in FIGURES}
+        figures = {name: value for name, value in figures.items() if value is not None}
+        fitting = self.trainer.state.fn == "fit"
+        self.log_dict(figures, logger=not fitting, rank_zero_only=True)
+        if fitting and not self.trainer.sanity_checking:
+            self._to_loggers(figures)  # self.log would put them one step too early
 
     def on_test_epoch_start(self) -> None:
         """Forget the last test."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -41,7 +42,22 @@ def save(module: PPOModule, checkpoint: dict[str, Any]) -> None:
         "weighting": _extra_states(module.weighting),
         "overlong_prompts": module.overlong_prompts,
         "seed": module.seed,
+        "settings": settings_of(module),
     }
+
+
+def settings_of(module: PPOModule) -> dict[str, Any]:
+    """Settings without which the saved weights are another actor, critic or weighting, by their names in YAML."""
+    lora = asdict(module.lora) if module.lora is not None else {}
+    settings = {f"lora.{name}": value for name, value in lora.items()}
+    settings |= {"lora": "set" if lora else "null", "critic.kind": module.critic_config.kind}
+    settings["weighting"] = type(module.weighting).__qualname__
+    if any(True for _ in module.weighting.parameters()):  # the others do not read the embedding
+        for name, part in module.weighting.named_children():
+            settings[f"weighting.{name}"] = type(part).__qualname__
+        settings["task_encoder"] = type(module.task_encoder).__qualname__
+        settings["task_encoder's width"] = module.task_encoder.dim
+    return settings
 
 
 def _extra_states(weighting: nn.Module) -> dict[str, Any]:
@@ -56,7 +72,8 @@ def restore(module: PPOModule, checkpoint: dict[str, Any]) -> None:
     """Check that the checkpoint belongs to this actor and components, then restore the state beside the weights.
 
     Raises:
-        ResumeError: If it was not written by this module, for another actor, other components or other trainable parts.
+        ResumeError: If it was not written by this module, for another actor, other components, settings
+            (:func:`settings_of`), trainable parts or shapes. Older checkpoints do not hold the settings.
     """
     state = checkpoint.get(KEY)
     if state is None:
@@ -76,7 +93,9 @@ def restore(module: PPOModule, checkpoint: dict[str, Any]) -> None:
             f"this checkpoint was trained with reward components {', '.join(names)}, the run has "
             f"{', '.join(module.component_names)}: give the same components in the same order"
         )
+    _check_settings(module, state.get("settings", {}))
     _check_names(module, set(state["trained"]))
+    _check_shapes(module, checkpoint.get("state_dict", {}))
     module.kl_controller.load_state_dict(state["kl"])
     for name, extra in state["weighting"].items():
         module.weighting.get_submodule(name).set_extra_state(extra)
@@ -92,6 +111,28 @@ def _restore_seed(module: PPOModule, seed: int) -> None:
             "give model.init_args.seed"
         )
         module.seed = seed
+
+
+def _check_settings(module: PPOModule, saved: dict[str, Any]) -> None:
+    now = settings_of(module)
+    for name, value in sorted(saved.items()):
+        if name in now and now[name] != value:
+            raise ResumeError(
+                f"{name} is {value} in this checkpoint and {now[name]} in this run: give the same, or start a new run "
+                "without --ckpt_path"
+            )
+
+
+def _check_shapes(module: PPOModule, saved: dict[str, Any]) -> None:
+    """Weights that would not fit, in one line; also of checkpoints that do not hold their settings."""
+    wanted = {name: tuple(p.shape) for name, p in (*module.named_parameters(), *module.named_buffers())}
+    for name, tensor in saved.items():
+        shape = tuple(tensor.shape)
+        if wanted.get(name, shape) != shape:
+            raise ResumeError(
+                f"{name} has shape {shape} in this checkpoint and {wanted[name]} in this run: give the same settings "
+                f"of {'the weighting and its task_encoder' if name.startswith('weighting.') else 'lora and critic'}"
+            )
 
 
 def _check_names(module: PPOModule, saved: set[str]) -> None:

@@ -161,6 +161,11 @@ class KLConfig:
     def __post_init__(self) -> None:
         if self.placement == "loss" and self.estimator == "k1":
             raise ValueError("kl.estimator k1 has no useful gradient in the loss: choose k2 or k3, or placement reward")
+        if self.target is not None and self.placement in ("report", "none"):
+            raise ValueError(
+                f"kl.target steers nothing with kl.placement {self.placement}: leave it out, or choose placement "
+                "reward or loss"
+            )
         check_at_least(1, {"kl.horizon": self.horizon})
 
 

@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_dterm.dterm import HashingEncoder, TaskEncoder, UniformWeighting, Weighting
-from lightning_dterm.hooks import announce_phase, dispatch
+from lightning_dterm.hooks import RolloutCallback, announce_phase, dispatch
 from lightning_dterm.modules import checkpoints
 from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, LoraSettings
 from lightning_dterm.modules.base import CodeModule
@@ -33,6 +33,8 @@ from lightning_dterm.rl.generation import Responses, derive_seed
 from lightning_dterm.rl.kl import KLController, kl_estimate
 from lightning_dterm.rl.whitening import explained_variance, whiten
 from lightning_dterm.types import CodeTask, Rollout
+
+_NO_ATTRIBUTION = "add lightning_dterm.callbacks.TokenAttribution to trainer.callbacks"
 
 
 class PPOModule(CodeModule):
@@ -147,20 +149,34 @@ class PPOModule(CodeModule):
             groups.append({"name": "weighting", "params": weighting, "lr": settings.weighting_lr, "weight_decay": 0.0})
         return AdamW(groups, betas=tuple(settings.betas), eps=settings.eps, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
 
-    def on_fit_start(self) -> None:
-        """Refuse what would learn nothing, or train wrongly without a word.
+    def setup(self, stage: str) -> None:
+        """Refuse, before any model is loaded, settings that would train wrongly without a word.
 
         Raises:
-            ValueError: Under loss scaling, without a reward callback, or if the schedule needs ``trainer.max_steps``
-                and that is not set.
+            ValueError: Under loss scaling, with weights in half precision, or if the schedule needs
+                ``trainer.max_steps`` and that is not set.
         """
+        super().setup(stage)
+        if stage != "fit":
+            return
         self.refuse_loss_scaling()
+        self.refuse_half_weights()
         if self.optimizer_config.schedule != "constant" and self.trainer.max_steps <= 0:
             raise ValueError(
                 f"optimizer.schedule {self.optimizer_config.schedule} needs trainer.max_steps, which is not set"
             )
+
+    def on_fit_start(self) -> None:
+        """Refuse a run that has nothing to learn from.
+
+        Raises:
+            ValueError: Without a reward callback, or without an attribution callback.
+        """
         if not self.component_names:
             raise ValueError("no reward callback: add lightning_dterm.callbacks.RewardComputation to trainer.callbacks")
+        callbacks = [c for c in self.trainer.callbacks if isinstance(c, RolloutCallback)]  # type: ignore[attr-defined]
+        if all(type(callback).on_rewards_end is RolloutCallback.on_rewards_end for callback in callbacks):
+            raise ValueError(f"no attribution callback: {_NO_ATTRIBUTION}")
 
     # --- one iteration -----------------------------------------------------------------------------------------------
 
@@ -255,8 +271,13 @@ class PPOModule(CodeModule):
 
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout, means: Means) -> Tensor:
-        """Token rewards, KL and the missing-EOS rule to advantages and returns; gives the update's mask ``[B, T]``."""
-        assert rollout.token_rewards is not None, "add lightning_dterm.callbacks.TokenAttribution to trainer.callbacks"
+        """Token rewards, KL and the missing-EOS rule to advantages and returns; gives the update's mask ``[B, T]``.
+
+        Raises:
+            ValueError: If no callback has attributed the rewards to tokens.
+        """
+        if rollout.token_rewards is None:
+            raise ValueError(f"no callback has set rollout.token_rewards: {_NO_ATTRIBUTION}")
         assert rollout.values is not None
         assert rollout.alpha is not None
         weighted = rollout.alpha.sum(-1) > 0
@@ -298,6 +319,8 @@ class PPOModule(CodeModule):
         coef = self.kl_controller.coef
         per_sequence = float(sums[0] / sums[1])
         self.kl_controller.update(per_sequence, int(sums[1]))
+        if self.kl.placement == "loss":
+            coef = self.kl_controller.coef  # the update, which is still to come, reads it there
         means.add("kl/sequence", (k1 * own_mask).sum(), len(rollout))
         means.add_masked("kl/token", k1, own_mask)
         means.add("kl/coef", coef)
@@ -352,7 +375,7 @@ class PPOModule(CodeModule):
                 means.add(name, value)
         merged = means.reduce()
         rollout.metrics.update(merged)
-        self.log_dict(merged, on_step=True, on_epoch=False, batch_size=len(rollout), rank_zero_only=True)
+        self.log_step(merged)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -122,13 +122,18 @@ class SupervisedModule(CodeModule):
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
 
-    def on_fit_start(self) -> None:
-        """Refuse what would train wrongly without a word.
+    def setup(self, stage: str) -> None:
+        """Refuse, before the model is loaded, what would train wrongly without a word.
 
         Raises:
-            ValueError: Under loss scaling, or if the schedule needs ``trainer.max_steps`` and that is not set.
+            ValueError: Under loss scaling, with weights in half precision, or if the schedule needs
+                ``trainer.max_steps`` and that is not set.
         """
+        super().setup(stage)
+        if stage != "fit":
+            return
         self.refuse_loss_scaling()
+        self.refuse_half_weights()
         if self.schedule != "constant" and self.trainer.max_steps <= 0:
             raise ValueError(f"schedule {self.schedule} needs trainer.max_steps, which is not set")
 
@@ -220,12 +225,13 @@ class SupervisedModule(CodeModule):
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {self.global_step}: the gradient is not finite (loss {float(loss)})")
         optimizer.step()  # type: ignore[union-attr]
-        cut = {
+        figures = {
+            "train/loss": float(loss),
+            "train/grad_norm": float(norm),
             "train/overlong_prompts": float(self.overlong_prompts),
             "train/cut_references": float(self.cut_references),
         }
-        self.log_dict(cut, batch_size=len(batch))
-        self.log_dict({"train/loss": loss, "train/grad_norm": norm}, prog_bar=True, batch_size=len(batch))
+        self.log_step(figures, prog_bar=("train/loss", "train/grad_norm"))
 
     def _lr_factor(self, step: int) -> float:
         if step < self.warmup_steps:

@@ -1,0 +1,149 @@
+"""A checkpoint of other settings is refused in one line; so is a run that would train wrongly without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_dterm.callbacks import RewardComputation
+from lightning_dterm.cli import DTermTrainer
+from lightning_dterm.dterm import FixedWeighting, HashingEncoder, HypernetworkWeighting, UniformWeighting
+from lightning_dterm.modules.actor_critic import CriticConfig, LoraSettings
+from lightning_dterm.modules.checkpoints import ResumeError
+from lightning_dterm.modules.config import GenerationConfig, OptimizerConfig, PPOConfig
+from lightning_dterm.modules.loading import ActorConfig
+from lightning_dterm.modules.ppo import PPOModule
+from lightning_dterm.modules.supervised import SupervisedModule
+from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
+
+
+@pytest.fixture(scope="module")
+def actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tiny_actor(tmp_path_factory.mktemp("actor"))
+
+
+def ppo(actor: Path, **overrides: Any) -> PPOModule:
+    settings: dict[str, Any] = {
+        "actor": ActorConfig(path=str(actor)),
+        "critic": CriticConfig(kind="shared"),
+        "generation": GenerationConfig(max_prompt_length=8, max_new_tokens=2, samples_per_prompt=1),
+        "ppo": PPOConfig(epochs=1, minibatches=1),
+        "optimizer": OptimizerConfig(actor_lr=1e-3),
+    }
+    return PPOModule(**{**settings, **overrides})
+
+
+def fit(root: Path, module: L.LightningModule, steps: int, resume: Path | None = None, **kwargs: Any) -> L.Trainer:
+    trainer = tiny_trainer(root, [ScoreOf("share", share_of_a)], steps, **kwargs)
+    trainer.fit(module, datamodule=TextData(batch_size=4, size=16), ckpt_path=resume)
+    return trainer
+
+
+def lora(rank: int = 4, alpha: int = 8, targets: Any = "all-linear") -> dict[str, Any]:
+    return {"lora": LoraSettings(rank, alpha, targets)}
+
+
+def hyper(dim: int = 16, **sizes: Any) -> dict[str, Any]:
+    return {"weighting": HypernetworkWeighting(**sizes), "task_encoder": HashingEncoder(dim)}
+
+
+class OtherEncoder(HashingEncoder):
+    """Another embedding of the same width."""
+
+
+CHANGES = [
+    (lora(), lora(alpha=64), "lora.alpha is 8 in this checkpoint and 64 in this run"),
+    (lora(), lora(rank=2), "lora.rank is 4 in this checkpoint and 2 in this run"),
+    (lora(), lora(targets=["q_proj"]), r"lora.target_modules is all-linear .* \['q_proj'\] in this run"),
+    (lora(), {}, "lora is set in this checkpoint and null in this run"),
+    ({}, lora(), "lora is null in this checkpoint and set in this run"),
+    (lora(), {**lora(), "critic": CriticConfig("adapter")}, "critic.kind is shared in this checkpoint and adapter"),
+    ({"weighting": UniformWeighting()}, hyper(), "weighting is UniformWeighting .* HypernetworkWeighting in this run"),
+    (hyper(), {"weighting": UniformWeighting()}, "weighting is HypernetworkWeighting .* UniformWeighting in this run"),
+    ({}, {"weighting": FixedWeighting({"share": 1.0})}, "weighting is UniformWeighting .* FixedWeighting in this run"),
+    (hyper(), hyper(32), "task_encoder's width is 16 in this checkpoint and 32 in this run"),
+    (hyper(), {**hyper(), "task_encoder": OtherEncoder(16)}, "task_encoder is HashingEncoder .* OtherEncoder"),
+    (hyper(), hyper(hidden=32), "give the same settings of the weighting"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "message"), CHANGES)
+def test_other_settings_are_refused_in_one_line(
+    actor: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], message: str
+) -> None:
+    fit(tmp_path, ppo(actor, **_fresh(before)), 1).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ResumeError, match=message) as refusal:
+        fit(tmp_path, ppo(actor, **_fresh(after)), 2, resume=tmp_path / "a.ckpt")
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ResumeError, match=message):
+        DTermTrainer(accelerator="cpu", logger=False, default_root_dir=tmp_path).export(
+            ppo(actor, **_fresh(after)), str(tmp_path / "out"), str(tmp_path / "a.ckpt")
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def _fresh(settings: dict[str, Any]) -> dict[str, Any]:
+    """A weighting belongs to one module."""
+    import copy
+
+    return copy.deepcopy(settings)
+
+
+@pytest.mark.parametrize("settings", [lora(), hyper(), {}])
+def test_checkpoints_of_older_versions_still_load(actor: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    fit(tmp_path, ppo(actor, **_fresh(settings)), 1).save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    del checkpoint["lightning_dterm"]["settings"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    assert fit(tmp_path, ppo(actor, **_fresh(settings)), 2, resume=tmp_path / "old.ckpt").global_step == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(lora(), lora(rank=2)), (hyper(), hyper(32))])
+def test_older_checkpoints_of_other_shapes_are_refused_in_one_line(
+    actor: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    fit(tmp_path, ppo(actor, **_fresh(before)), 1).save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    del checkpoint["lightning_dterm"]["settings"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(ResumeError, match=r"has shape \(.*\) in this checkpoint and \("):
+        fit(tmp_path, ppo(actor, **_fresh(after)), 2, resume=tmp_path / "old.ckpt")
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+@pytest.mark.parametrize("settings", [{}, lora()])
+def test_weights_in_half_precision_are_refused(
+    actor: Path, tmp_path: Path, precision: Any, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"trainer.precision {precision} loses small updates: use bf16-mixed"):
+        fit(tmp_path, ppo(actor, **settings), 1, precision=precision)
+    module = SupervisedModule(ActorConfig(path=str(actor)), warmup_steps=0)
+    with pytest.raises(ValueError, match=f"trainer.precision {precision} loses small updates: use bf16-mixed"):
+        fit(tmp_path, module, 1, precision=precision)
+    assert module.model is None  # before anything was loaded
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", 16])
+def test_16_mixed_is_refused_on_the_cpu_too(precision: Any, tmp_path: Path) -> None:
+    with pytest.raises(L.fabric.utilities.exceptions.MisconfigurationException, match="16-mixed is not supported"):
+        DTermTrainer(accelerator="cpu", precision=precision, default_root_dir=tmp_path)
+    assert DTermTrainer(accelerator="cpu", precision="bf16-mixed", default_root_dir=tmp_path).precision == "bf16-mixed"
+
+
+def test_a_run_without_attribution_is_refused(actor: Path, tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        callbacks=[RewardComputation(components=[ScoreOf("share", share_of_a)])],
+    )
+    with pytest.raises(ValueError, match=r"add lightning_dterm\.callbacks\.TokenAttribution to trainer\.callbacks"):
+        trainer.fit(ppo(actor), datamodule=TextData(batch_size=4, size=16))
