@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lightning_dterm.sandbox.folders import PREFIX, HeldFolder, sweep
-from lightning_dterm.sandbox.process import bury, children, empty_folder, remove_folder
+from lightning_dterm.sandbox.process import empty_folder, remove_folder
 from lightning_dterm.sandbox.spawn import Worker
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox needs Linux")
@@ -138,30 +138,35 @@ def test_folders_without_permissions_and_of_great_depth_are_emptied(where: Path)
     assert list(where.iterdir()) == []
 
 
+BURY = """
+import os, signal, subprocess, sys, time
+from lightning_dterm.sandbox.process import bury, children
+
+code = "import os, time; os.setsid(); os.fork() or time.sleep(600); print(flush=True); time.sleep(600)"
+process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+process.stdout.readline()
+(grandchild,) = children(process.pid)
+# Not a subreaper: the grandchild goes to init, but to the group's signal first.
+os.killpg(process.pid, signal.SIGSTOP)
+status, cpu_s, peak = bury(process.pid, alone=False)
+process.returncode = 0
+print(grandchild, os.WTERMSIG(status), cpu_s, peak)
+"""
+
+
 def test_bury_ends_a_child_and_its_group() -> None:
-    code = "import os, time\nos.setsid()\nif os.fork() == 0:\n    time.sleep(600)\nprint(flush=True)\ntime.sleep(600)\n"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        (grandchild,) = children(process.pid)
-        # Not a subreaper: the grandchild goes to init, but to the group's signal first.
-        os.killpg(process.pid, signal.SIGSTOP)
-        status = bury_alone(process.pid)
-        process.returncode = 0
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    """In a process of its own: ``bury`` ends every child of its caller."""
+    command = [sys.executable, "-c", BURY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    grandchild, number, cpu_s, peak = done.stdout.split()
+    assert int(number) == signal.SIGKILL
+    assert float(cpu_s) > 0
+    assert int(peak) > 1 << 20
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and _alive(grandchild):
+    while time.monotonic() < deadline and _alive(int(grandchild)):
         time.sleep(0.01)
-    assert not _alive(grandchild)
-
-
-def bury_alone(pid: int) -> int:
-    """``bury`` in a process whose only child is ``pid``."""
-    assert children(os.getpid()) == [pid]
-    status, cpu_s, peak = bury(pid, alone=False)
-    assert cpu_s > 0
-    assert peak > 1 << 20
-    return status
+    assert not _alive(int(grandchild))
 
 
 def _alive(pid: int) -> bool:
