@@ -87,7 +87,7 @@ def test_ranks_that_were_seeded_differently_take_the_first_ones(
     monkeypatch.setenv("PL_GLOBAL_SEED", "8")
     module = PPOModule(actor=ActorConfig(path=str(actor)), seed=given)
     monkeypatch.setattr(base, "all_gather", lambda own: [int(everything), own])  # as rank 1 of 2 sees it
-    module.setup("fit")
+    module.setup("test")
     assert module.seed == expected
 
 

@@ -68,4 +68,5 @@ def test_twice_as_long_takes_about_twice_as_long() -> None:
         return time.process_time() - started
 
     seconds(200)
-    assert seconds(4_000) < 12 * max(seconds(1_000), 0.02)
+    # a quadratic step would make it 16; the least of three, since other work on the machine costs CPU time too
+    assert min(seconds(4_000) for _ in range(3)) < 12 * max(min(seconds(1_000) for _ in range(3)), 0.02)
