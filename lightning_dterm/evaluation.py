@@ -68,7 +68,9 @@ class Evaluator:
     compiled in the sandbox. Other programs without tests, or without their compiler, are parsed (tree-sitter, no error
     and nothing missing counts as compiling), and success by tests is unknown. An empty program neither compiles nor
     succeeds; lint counts only code that parses. Where the sandbox itself failed, success and compiling are unknown and
-    the sample is counted as an infrastructure failure, never as a wrong program.
+    the sample is counted as an infrastructure failure, never as a wrong program. Where a benchmark's test has to run in
+    the program's own process (``trust="in_process"``), success is the program's claim, as in that benchmark's own
+    harness: it counts, and ``claimed`` says of how many samples.
 
     Args:
         sandbox: Runs programs; default: an own ``Sandbox()``, started on first use, ended by :meth:`close`.
@@ -231,6 +233,7 @@ def _record(
         truncated=sample.truncated,
         bleu=bleu_statistics(sample.code, task.reference) if task.reference else (0,) * STATISTICS,
         infrastructure=result is not None and result.status == "infra",
+        claimed=sample.task.success_metric == "tests" and result is not None and result.claimed(),
     )
 
 
@@ -292,9 +295,13 @@ def format_table(results: Mapping[str, Any], title: str = "Results, with 95% boo
         if kind == "all":
             table.add_section()
         table.add_row(kind, str(group["samples"]), *[_cell(name, group[name]) for name in _TITLES])
-    failures = results["overall"]["infrastructure_failures"]
-    if failures:
-        table.caption = f"sandbox failures: {failures}; these samples are left out of success and compiles"
+    notes = []
+    if failures := results["overall"]["infrastructure_failures"]:
+        notes.append(f"sandbox failures: {failures}; these samples are left out of success and compiles")
+    if claimed := results["overall"].get("claimed"):
+        notes.append(f"success claimed by the program's own process, as in the benchmark's own harness: {claimed}")
+    if notes:
+        table.caption = "\n".join(notes)
     return table
 
 

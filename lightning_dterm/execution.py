@@ -66,6 +66,11 @@ class TaskJudge:
     """
 
     def __init__(self, sandbox: Runner) -> None:
+        language = getattr(sandbox, "language", "python")
+        if language != "python":
+            raise ValueError(
+                f"TaskJudge and rewards judge every language and take Sandbox(), not Sandbox(language={language!r})."
+            )
         # The registry that hands judges out must not keep a sandbox alive.
         self._sandbox: weakref.ref[Runner] = weakref.ref(sandbox)
         self._lock = threading.RLock()
@@ -194,7 +199,8 @@ class TaskJudge:
             owners += [index] * len(suites)
         results = run_suites(self.sandbox, pairs) if pairs else []  # type: ignore[arg-type]
         for index, judged in zip(owners, results, strict=True):
-            found.setdefault(index, []).append(replace(judged.result, trust=judged.trust))
+            outcomes = tuple(replace(one, trust=judged.trust) for one in judged.result.per_test)
+            found.setdefault(index, []).append(replace(judged.result, per_test=outcomes, trust=judged.trust))
         return {index: together(parts) for index, parts in found.items()}
 
     def _python_texts(

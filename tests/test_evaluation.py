@@ -203,7 +203,7 @@ def test_json_round_trip(tmp_path) -> None:
     write_json(tmp_path / "deep" / "results.json", results())
     read = json.loads((tmp_path / "deep" / "results.json").read_text())
     assert read == results()
-    assert set(read["tasks"]["repair"]) == {"samples", "infrastructure_failures", *FIGURES}
+    assert set(read["tasks"]["repair"]) == {"samples", "infrastructure_failures", "claimed", *FIGURES}
     assert read["tasks"]["synthesis"]["success"]["value"] is None
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "nan.json", {"x": float("nan")})
@@ -245,6 +245,25 @@ def test_assertions_decide_success(evaluator) -> None:
     changes = {"tests": (), "metadata": {"assert_tests": tests}}
     assert judge(evaluator, SQUARE, **changes).success == 1.0
     assert judge(evaluator, "def square(x):\n    return 4\n", **changes).success == 0.0
+
+
+def test_claims_of_the_programs_own_process_succeed_and_are_counted(evaluator) -> None:
+    reference = (
+        "class Box:\n    def __init__(self, x):\n        self.x = x\n\n\ndef square(x):\n    return Box(x * x)\n"
+    )
+    changes = {"tests": (), "reference": reference, "metadata": {"assert_tests": [{"test": "assert square(3).x == 9"}]}}
+    right = judge(evaluator, reference, **changes)
+    wrong = judge(evaluator, reference.replace("x * x", "x"), **changes)
+    plain = judge(evaluator, SQUARE)
+    assert [(record.success, record.claimed) for record in (right, wrong, plain)] == [(1, True), (0, True), (1, False)]
+    table = SampleTable()
+    table.update([right, wrong, plain])
+    computed = table.compute()
+    assert computed["overall"]["claimed"] == 2
+    assert computed["overall"]["success"]["value"] == pytest.approx(2 / 3)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(format_table(computed))
+    assert "own harness: 2" in shown.getvalue()
 
 
 def test_success_is_unknown_where_the_compiler_is_missing(evaluator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,10 +77,49 @@ def test_output_is_compared_by_the_tasks_own_rule(sandbox: Sandbox) -> None:
         "from dataclasses import dataclass\n@dataclass\nclass P:\n    a: int\n    b: int\n"
         "p = P(*map(int, input().split()))\nout = open(1, 'w')\nout.write(str(p.a + p.b))\n",
         "import sys\nfor line in sys.stdin:\n    print(sum(map(int, line.split())))\n",
+        "print(sum(map(int, input().split())))\nexit()\n",
+        "print(sum(map(int, input().split())))\nquit(0)\nprint('no')\n",
+        "import os, sys\nprint(sum(map(int, input().split())))\nsys.stdout.flush()\nos._exit(0)\nprint('no')\n",
+        "import os, threading\ndef main():\n    print(sum(map(int, input().split())), flush=True)\n    os._exit(0)\n"
+        "threading.Thread(target=main).start()\nthreading.Event().wait()\n",
+        "import os\nprint(sum(map(int, input().split())), flush=True)\ntry:\n    os._exit(0)\nexcept BaseException:\n"
+        "    print('no')\n",
     ],
 )
 def test_python_programs_read_and_write_as_programs_do(sandbox: Sandbox, program: str) -> None:
     assert scored(sandbox, text_task("python"), program)[0].value == 1.0
+
+
+def test_leaving_at_once_loses_what_was_not_flushed_and_keeps_its_code(sandbox: Sandbox) -> None:
+    told = "import os\nprint(sum(map(int, input().split())), flush=True)\nos._exit(%d)\n"
+    found = judged(sandbox, text_task("python"), told % 0, told.replace(", flush=True", "") % 0, told % 3)
+    assert [one.status for one in found] == ["passed", "failed", "exited"]
+    wrong = told.replace("sum", "max") % 0  # right for none
+    assert judged(sandbox, text_task("python"), wrong)[0].share_passed(visible=True) == 0.0
+
+
+BY_NAME = {
+    "python": "a, b = map(int, open('/dev/stdin').read().split())\nopen('/dev/stdout', 'w').write(str(a + b))\n",
+    "c": '#include <stdio.h>\nint main(void) { int a, b; FILE *in = fopen("/dev/stdin", "r"), *out = '
+         'fopen("/dev/stdout", "w"), *err = fopen("/dev/stderr", "w"); if (!in || !out || !err || fscanf(in, "%d %d", '
+         '&a, &b) != 2) return 1; fprintf(out, "%d", a + b); return 0; }',
+    "c++": "#include <fstream>\n#include <iostream>\nint main() { std::ifstream in(\"/dev/stdin\"); int a, b; "
+           "in >> a >> b; std::cout << a + b; }",
+    "java": "import java.io.*; import java.util.*; class Main { public static void main(String[] x) throws Exception { "
+            "Scanner s = new Scanner(new FileInputStream(\"/dev/stdin\")); "
+            "System.out.println(s.nextInt() + s.nextInt()); } }",
+    "javascript": "const fs = require('fs');\nconst [a, b] = fs.readFileSync('/dev/stdin', 'utf8').split(' ')."
+                  "map(Number);\nfs.writeFileSync('/dev/stdout', String(a + b));",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
+@pytest.mark.parametrize("language", BY_NAME)
+def test_standard_streams_by_their_names(language: str, namespaces: bool) -> None:
+    needs(canonical(language))
+    with Sandbox(slots=1, limits=LIMITS, namespaces=namespaces) as box:
+        assert [one.value for one in scored(box, text_task(language), BY_NAME[language])] == [1.0]
+        judge_for(box).close()
 
 
 def test_large_input_is_passed_and_counts_as_no_output(sandbox: Sandbox) -> None:
@@ -112,17 +151,49 @@ def test_assertions_of_every_kind_score_their_share_and_say_whom_they_trust(sand
 OBJECTS = "class Box:\n    def __init__(self, x):\n        self.x = x\n\n\ndef f(x):\n    return Box(x * x)\n"
 
 
-def test_what_must_run_in_the_programs_process_says_so_and_can_be_left_out(
+def test_what_must_run_in_the_programs_process_is_masked_unless_asked_for(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = assert_task("assert f(3).x == 9", "assert type(f(1)) is Box", reference=OBJECTS, task_id="boxes")
-    found = scored(sandbox, task, OBJECTS, OBJECTS.replace("x * x", "x + x"))
-    assert [(one.value, one.details["trust"]) for one in found] == [(1.0, "in_process"), (0.5, "in_process")]
-    assert sum("'boxes'" in record.getMessage() for record in caplog.records) == 1
-    suite = RewardSuite([TestsReward(in_process=False)], sandbox)
-    result = suite.score([Sample(task, OBJECTS, ((0, len(OBJECTS)),))])
+    task = assert_task("assert f(3).x == 9", "assert type(f(1)) is Box", reference=OBJECTS, task_id="boxes",
+                       hidden=["assert f(4).x == 16"])  # fmt: skip
+    programs = [OBJECTS, OBJECTS.replace("x * x", "x + x")]
+    suite = RewardSuite([TestsReward()], sandbox)
+    samples = [Sample(task, program, ((0, len(program)),)) for program in programs]
+    result = suite.score(samples)
     assert result.scores.isnan().all()
+    assert result.outcome.isnan().all()  # nor may the weighting learn from a claim
     assert suite.failures["tests"] == 0  # masked, no failure
+    assert sum("task 'boxes' runs in" in record.getMessage() for record in caplog.records) == 2  # why: two reasons
+    assert sum("'boxes'" in record.getMessage() and "masked" in record.getMessage() for record in caplog.records) == 1
+    asked = RewardSuite([TestsReward(in_process=True)], sandbox).score(samples)
+    found = [row["tests"] for row in asked.results]
+    assert [(one.value, one.details["trust"]) for one in found] == [(1.0, "in_process"), (0.5, "in_process")]
+    assert asked.outcome.isnan().all()
+    cheat = assert_task("box = Box(1)\nassert f(box) == 5", task_id="cheat",
+                        reference="class Box:\n    def __init__(self, x):\n        self.x = x\n\n\n"
+                                  "def f(box):\n    return box.x + 4\n")  # fmt: skip
+    yes = "class Box:\n    def __init__(self, x):\n        pass\n    __eq__ = lambda *_: True\n\n\n" \
+          "def f(x):\n    return Box(x)\n"  # fmt: skip
+    (result,) = judged(sandbox, cheat, yes)
+    assert (result.status, result.trust) == ("passed", "in_process")
+    assert scored(sandbox, cheat, yes)[0].value is None
+
+
+def test_hidden_claims_mask_no_visible_test(sandbox: Sandbox) -> None:
+    """Else the mask would tell a reward of the hidden tests."""
+    reference = OBJECTS.replace("Box(x * x)", "Box(x) if x > 5 else x * x")
+    task = assert_task("assert f(2) == 4", "assert f(3) == 9", hidden=["assert f(7).x == 7"], reference=reference)
+    samples = [Sample(task, program, ((0, len(program)),)) for program in (reference, "def f(x):\n    return 4\n")]
+    result = RewardSuite([TestsReward()], sandbox).score(samples)
+    assert result.scores.flatten().tolist() == [1.0, 0.5]
+    assert [row["tests"].details["trust"] for row in result.results] == ["values", "values"]
+    assert result.outcome.isnan().all()
+    (judgement,) = judged(sandbox, task, reference)
+    assert (judgement.claimed(visible=True), judgement.claimed(visible=False), judgement.claimed()) == (
+        False,
+        True,
+        True,
+    )
 
 
 def test_kinds_of_tests_mix_and_hidden_ones_decide_the_outcome_alone(sandbox: Sandbox) -> None:
@@ -176,7 +247,8 @@ def test_hidden_tests_change_no_score(sandbox: Sandbox) -> None:
     sample = [Sample(task, SQUARE, ((0, len(SQUARE)),)) for task in (first, second)]
     result = suite.score(sample)
     assert result.scores[0].tolist() == result.scores[1].tolist() == [1.0, 1.0]
-    assert result.outcome.tolist() == [1.0, 0.0]
+    assert result.outcome[0] == 1.0
+    assert result.outcome[1].isnan()  # the reference fails those tests: they would be judged by claims
 
 
 # --- efficiency ------------------------------------------------------------------------------------------------------

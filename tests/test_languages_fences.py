@@ -83,7 +83,7 @@ def test_commands_have_a_user_and_a_number_of_processes_of_their_own(launcher: L
 def test_only_toolchains_exist_where_there_is_a_file_tree(launcher: Launcher) -> None:
     if "mount" not in launcher.granted:
         pytest.skip("metadata is visible without a mount namespace, see docs/sandbox.md")
-    paths = f"/etc/passwd /root /home {ROOT} {sys.executable} /var /sys /dev/shm /dev/stdin"
+    paths = f"/etc/passwd /root /home {ROOT} {sys.executable} /var /sys /dev/shm /dev/tty"
     seen = shell(launcher, f"for p in {paths}; do test -e $p && echo $p; done; true")
     assert seen == ""
     assert shell(launcher, "test -e /usr/include && echo yes") == "yes\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +53,15 @@ def test_lines_that_do_not_exist_are_no_evidence() -> None:
     assert score(Result("error", rows, (7_777_777,))).spans == ()
 
 
-def test_trust_is_passed_on() -> None:
-    rows = outcomes(*[(True, "passed", None)] * 4)
-    assert score(Result("passed", rows, trust="in_process")).details["trust"] == "in_process"
+def test_a_programs_own_claim_earns_nothing_unless_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    claim = Result("passed", outcomes(*[(True, "passed", None)] * 4), trust="in_process")
+    samples = [Sample(replace(TASK, task_id=name), CODE, ((0, len(CODE)),), execution=claim) for name in ("a", "b")]
+    with caplog.at_level(logging.WARNING):
+        found = TestsReward().score(samples)
+    assert [(one.value, one.error, one.details) for one in found] == [(None, None, {"trust": "in_process"})] * 2
+    assert len(caplog.records) == 1
+    assert "task 'a'" in caplog.text
+    assert "in_process=True" in caplog.text
+    asked = TestsReward(in_process=True).score(samples)[0]
+    assert (asked.value, asked.details["trust"]) == (1.0, "in_process")
+    assert len(caplog.records) == 1

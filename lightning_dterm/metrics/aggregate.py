@@ -41,6 +41,8 @@ class SampleRecord:
         truncated: Generation ran into the length limit.
         bleu: Statistics from ``bleu_statistics``; all zero where there is no reference.
         infrastructure: The sandbox failed, not the program: counted, and left out of success and compile rate.
+        claimed: Tests ran in the program's own process, as a benchmark's own harness runs them: success is what the
+            program claims. It counts, and so do such samples.
     """
 
     task_id: str
@@ -54,6 +56,7 @@ class SampleRecord:
     truncated: bool = False
     bleu: tuple[int, ...] = (0,) * STATISTICS
     infrastructure: bool = False
+    claimed: bool = False
 
 
 def _number(value: float | None) -> float:
@@ -103,7 +106,7 @@ class SampleTable(Metric):
             ValueError: for a task type that was not announced.
         """
         table = [self._row(record) for record in records]
-        values = torch.tensor(table, dtype=torch.float64).reshape(len(table), len(_COLUMNS) + 1 + STATISTICS)
+        values = torch.tensor(table, dtype=torch.float64).reshape(len(table), len(_COLUMNS) + 2 + STATISTICS)
         assert isinstance(self.rows, list)
         self.rows.append(values.to(self.device))
 
@@ -122,6 +125,7 @@ class SampleTable(Metric):
             float(record.length),
             float(record.truncated),
             *map(float, record.bleu),
+            float(record.claimed),
         )
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
@@ -141,9 +145,9 @@ class SampleTable(Metric):
         """Figures over all samples and per task type.
 
         Returns:
-            ``{"overall": group, "tasks": {task type: group}}`` with the task types that occur. A group holds
-            ``samples``, ``infrastructure_failures`` and for each of :data:`FIGURES` ``{"value", "low", "high"}``,
-            None where the figure applies to no sample.
+            ``{"overall": group, "tasks": {task type: group}}`` with the task types that occur. A group holds the counts
+            ``samples``, ``infrastructure_failures`` and ``claimed``, and for each of :data:`FIGURES` ``{"value", "low",
+            "high"}``, None where the figure applies to no sample.
         """
         table = self.table()
         kinds = table[:, 1].astype(int)
@@ -153,6 +157,7 @@ class SampleTable(Metric):
     def _group(self, table: NDArray[np.float64]) -> dict[str, Any]:
         statistics = _additive(table)
         group: dict[str, Any] = {"samples": len(table), "infrastructure_failures": int(table[:, 2].sum())}
+        group["claimed"] = int(table[:, -1].sum())
         values = _figures(statistics.sum(axis=0))
         drawn = _figures(resampled_sums(statistics, self.resamples, self.seed)) if len(table) else {}
         for name in FIGURES:
@@ -181,7 +186,7 @@ def _additive(table: NDArray[np.float64]) -> NDArray[np.float64]:
     for numerator, denominator in pairs:
         applies = ~np.isnan(numerator)
         columns += [np.where(applies, numerator, 0.0), np.where(applies, denominator, 0.0)]
-    return np.column_stack([*columns, table[:, 10:]])
+    return np.column_stack([*columns, table[:, 10 : 10 + STATISTICS]])
 
 
 def _figures(sums: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:

@@ -308,14 +308,15 @@ class RewardSuite:
 def outcome_of(sample: Sample) -> float:
     """The task's own success on what no reward reads; NaN where unknown.
 
-    ``tests``: share of hidden tests passed. ``exact_match``: 1 if the code equals, white space folded, the reference
+    ``tests``: share of hidden tests passed; unknown where they ran in the program's own process, since what it claims
+    is no success to learn from. ``exact_match``: 1 if the code equals, white space folded, the reference
     or any of ``metadata["accepted"]``.
     """
     task = sample.task
     if task.success_metric == "exact_match":
         accepted = {_fold(text) for text in (task.reference, *task.metadata.get("accepted", ()))}
         return float(_fold(sample.code) in accepted)
-    if sample.execution is None or is_infra(sample):
+    if sample.execution is None or is_infra(sample) or sample.execution.claimed(visible=False):
         return math.nan
     share = sample.execution.share_passed(visible=False)
     return math.nan if share is None else share

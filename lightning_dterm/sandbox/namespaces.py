@@ -54,6 +54,7 @@ class Tree:
         writable: Folders that can be written to.
         scratch: Whether it has :data:`CWD`, for :func:`mount_scratch`.
         links: Symbolic links to copy, whether what they point to is there or not.
+        made: Further symbolic links, (path, target).
         proc: Whether process 1 will call :func:`cover_proc`.
     """
 
@@ -61,12 +62,17 @@ class Tree:
     writable: Sequence[str] = field(default=())
     scratch: bool = False
     links: Sequence[str] = field(default=())
+    made: Sequence[tuple[str, str]] = field(default=())
     proc: bool = False
 
 
 def python_tree() -> Tree:
-    """What a Python program may see: standard library, shared objects, four devices, and its scratch folder."""
-    return Tree([*SHARED_OBJECTS, *standard_library(), *DATA, *DEVICES], scratch=True)
+    """What a Python program may see: standard library, shared objects, four devices, and its scratch folder.
+
+    The names of standard input and output lead to where ``text_runtime`` keeps them, since there is no /proc.
+    """
+    streams = [(f"/dev/{name}", f"{CWD}/{name}") for name in ("stdin", "stdout")]
+    return Tree([*SHARED_OBJECTS, *standard_library(), *DATA, *DEVICES], scratch=True, made=streams)
 
 
 def fences_of(plan: str | None) -> list[str]:
@@ -192,6 +198,9 @@ def _build_tree(kernel: Kernel, folder: str, tree: Tree) -> None:
         kernel.mount("/proc", folder + "/proc", "", MS_BIND | MS_REC)
     for path in _outermost([path for path in tree.readable if path not in tree.links]):
         _graft(kernel, folder, path)
+    for path, aim in tree.made:
+        os.makedirs(os.path.dirname(folder + path), mode=0o755, exist_ok=True)
+        os.symlink(aim, folder + path)
     for path, handle in writable:
         os.makedirs(folder + path, mode=0o755, exist_ok=True)
         kernel.bind(f"/proc/self/fd/{handle}", folder + path, read_only=False)

@@ -89,6 +89,7 @@ class TestOutcome:
         visible: Whether a reward may see it.
         line: Program line (1-based) where it raised or hung; claimed by the program's own process.
         cpu_s: CPU seconds of the call; claimed likewise, None where it did not return.
+        trust: As in :class:`Result`, of this test.
     """
 
     __test__ = False  # not a pytest class
@@ -98,6 +99,7 @@ class TestOutcome:
     visible: bool
     line: int | None = None
     cpu_s: float | None = None
+    trust: Trust = "values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,16 @@ class Result:
         """Share of the visible (or hidden) tests passed, in [0, 1]; ``None`` where there is no such test."""
         outcomes = [outcome.passed for outcome in self.per_test if outcome.visible == visible]
         return sum(outcomes) / len(outcomes) if outcomes else None
+
+    def claimed(self, *, visible: bool | None = None) -> bool:
+        """Whether a test (a visible one, a hidden one) ran in the program's own process, so that it is only a claim.
+
+        Where no single test says so, :attr:`trust` speaks for all of them.
+        """
+        if self.trust == "values":
+            return False
+        marked = [outcome for outcome in self.per_test if outcome.trust == "in_process"]
+        return not marked or any(visible in (None, outcome.visible) for outcome in marked)
 
 
 def to_plain(result: Result) -> list[Any]:

@@ -7,7 +7,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from lightning_dterm.sandbox.client import Client, Results, SlotState
 from lightning_dterm.sandbox.clients import SLOTS_PER_JUDGE, Clients
@@ -16,6 +16,10 @@ from lightning_dterm.sandbox.plain import PlainClient
 from lightning_dterm.sandbox.result import Job, Limits, Result
 from lightning_dterm.sandbox.slot import SandboxUnavailable, Settings
 from lightning_dterm.types import CallTest
+
+if TYPE_CHECKING:
+    from lightning_dterm.sandbox.languages.client import CompiledClient
+    from lightning_dterm.sandbox.languages.programs import IOTest, ProgramJob
 
 
 def default_slots() -> int:
@@ -28,11 +32,13 @@ def _cores() -> int:
 
 
 class Sandbox:
-    """Runs Python programs in fenced child processes and judges what they return.
+    """Runs programs of one language in fenced child processes and judges what they return.
 
-    A judge process, started by ``exec`` on first use, holds the expected values; each of its slots is one warm, bare
-    interpreter that forks one child per program. The child gets the program and the arguments of its calls, never an
-    expected value; what it sends back are claims that the judge compares, by type and value.
+    Python: a judge process, started by ``exec`` on first use, holds the expected values; each of its slots is one warm,
+    bare interpreter that forks one child per program. The child gets the program and the arguments of its calls, never
+    an expected value; what it sends back are claims that the judge compares, by type and value. C, C++, Java and
+    JavaScript: built once, then run in the exec profile, compared here
+    (:class:`lightning_dterm.sandbox.languages.Programs`).
 
     What is guaranteed at each :class:`Level` is in ``docs/sandbox.md``. A new slot must judge an honest program right
     and hold against one that attacks every fence before it is used; where it amounts to less than ``min_level``,
@@ -45,13 +51,15 @@ class Sandbox:
         slots: Programs at a time; default: the cores this process may use.
         limits: Limits of programs that bring none of their own.
         allow_missing: Fences that may be missing (``seccomp``, ``landlock``): lowers ``min_level`` accordingly.
-        language: Of the programs; ``python``.
+        language: Of the programs: ``python``, ``c``, ``cpp``, ``java`` or ``javascript``. For several at once, and what
+            :class:`lightning_dterm.rewards.RewardSuite` takes, see :class:`lightning_dterm.execution.TaskJudge`.
         min_level: The least isolation to accept: a :class:`Level` or its label.
         namespaces: Whether to use namespaces where the kernel grants them (default; the rest holds without them).
-        without: Fences to do without although they are there, for tests of the lower levels.
+        without: Fences to do without although they are there, for tests of the lower levels (Python).
 
     Raises:
         SandboxUnavailable: not Linux, and ``min_level`` is not ``none``.
+        ValueError: a language whose programs cannot be run, no slot, an unknown fence.
     """
 
     def __init__(
@@ -65,11 +73,6 @@ class Sandbox:
         namespaces: bool = True,
         without: Sequence[str] = (),
     ) -> None:
-        if language != "python":
-            raise ValueError(
-                f"Sandbox runs Python programs, not {language!r}; for other languages see "
-                "lightning_dterm.sandbox.languages."
-            )
         if slots is not None and slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}.")
         if unknown := (set(allow_missing) | set(without)) - FENCES.keys():
@@ -95,8 +98,16 @@ class Sandbox:
     def _prepare(self) -> None:
         settings = Settings(self.limits, self.min_level, self.namespaces, frozenset(self.without))
         linux = sys.platform.startswith("linux")
+        self._client: Client | Clients | PlainClient | CompiledClient
+        if self.language != "python":
+            from lightning_dterm.sandbox.languages.client import CompiledClient
+
+            self._client = CompiledClient(settings, self.slots, self.language, self.allow_missing)
+            self.language = self._client.language
+            self._finalizer = weakref.finalize(self, self._client.close)
+            return
         kind = PlainClient if not linux else Client if self.slots <= SLOTS_PER_JUDGE else Clients
-        self._client: Client | Clients | PlainClient = kind(settings, self.slots)
+        self._client = kind(settings, self.slots)
         self._finalizer = weakref.finalize(self, self._client.close)  # also runs at interpreter exit
 
     def share(self, processes: int) -> None:
@@ -135,33 +146,54 @@ class Sandbox:
         self,
         program: str,
         entry_point: str | None = None,
-        tests: Sequence[CallTest] = (),
+        tests: Sequence[CallTest] | Sequence[IOTest] = (),
         limits: Limits | None = None,
     ) -> Result:
-        """Judge one program; see :class:`Job`."""
-        return self.run_many([Job(program, entry_point, tuple(tests), limits=limits)])[0]
+        """Judge one program; see :class:`Job`. Text in against text out: in other languages than Python."""
+        calls = [test for test in tests if isinstance(test, CallTest)]
+        if len(calls) == len(tests):
+            return self.run_many([Job(program, entry_point, tuple(calls), limits=limits)])[0]
+        from lightning_dterm.sandbox.languages.programs import ProgramJob
+
+        texts = cast("tuple[IOTest, ...]", tuple(tests))
+        return self.run_many([ProgramJob(self.language, program, texts, entry_point, limits=limits)])[0]
 
     @overload
-    def run_many(self, jobs: Sequence[Job], lazy: Literal[False] = ...) -> list[Result]: ...
+    def run_many(self, jobs: Sequence[Job | ProgramJob], lazy: Literal[False] = ...) -> list[Result]: ...
 
     @overload
-    def run_many(self, jobs: Sequence[Job], lazy: Literal[True]) -> Results: ...
+    def run_many(self, jobs: Sequence[Job | ProgramJob], lazy: Literal[True]) -> Results: ...
 
-    def run_many(self, jobs: Sequence[Job], lazy: bool = False) -> list[Result] | Results:
+    def run_many(self, jobs: Sequence[Job | ProgramJob], lazy: bool = False) -> list[Result] | Results:
         """Judge programs over all slots; results in the order of ``jobs``.
 
         Args:
-            jobs: The programs.
+            jobs: The programs; in other languages than Python
+                :class:`~lightning_dterm.sandbox.languages.ProgramJob` too, for tests on text.
             lazy: Return at once with a sequence that waits for each result when it is read: the judging overlaps with
-                whatever else this process does.
+                whatever else this process does (in other languages it starts with the first that is read).
 
         Raises:
-            SandboxUnavailable: the workers cannot be started or isolated as asked (when a result is read).
-            ValueError: arguments or expected values are not plain data (when a result is read).
+            SandboxUnavailable: the workers cannot be started or isolated as asked, or there is no compiler (when a
+                result is read).
+            ValueError: arguments or expected values are not plain data (when a result is read), or jobs of another
+                language.
         """
-        results = self._client.submit(jobs)
+        if self.language == "python":
+            results = self._client.submit([_python_job(job) for job in jobs])
+        else:
+            results = self._client.submit(jobs)  # type: ignore[arg-type]
         return results if lazy else list(results)
 
     def close(self) -> None:
         """End all processes. The sandbox can be used again; it starts new ones."""
         self._client.close()
+
+
+def _python_job(job: Job | ProgramJob) -> Job:
+    if not isinstance(job, Job):
+        raise ValueError(
+            "Sandbox(language='python') judges calls. For programs on standard input and output, see "
+            "lightning_dterm.execution.TaskJudge (Python and others), or Sandbox(language='cpp') for another language."
+        )
+    return job

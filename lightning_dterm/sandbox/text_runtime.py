@@ -6,12 +6,20 @@ Standard library only. What it returns are the bytes that the program wrote: a c
 from __future__ import annotations
 
 import atexit
+import builtins
+import contextlib
 import gc
 import io
 import os
+import signal
 import sys
 import threading
 import types
+from typing import NoReturn
+
+
+class Left(BaseException):
+    """Unwinds a program that has called ``os._exit(0)``."""
 
 
 def run_text(source: str, stdin: bytes) -> bytes:
@@ -22,9 +30,21 @@ def run_text(source: str, stdin: bytes) -> bytes:
     """
     code = compile(source, "<program>", "exec", dont_inherit=True)
     kept = _redirect(stdin)
+    left = _leave_by_unwinding(kept)
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # made by site, which is not here
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     sys.argv[:] = ["program.py"]
+    try:
+        _run(code, main)
+    except BaseException:  # after os._exit(0) whatever else went on in the process does not count
+        if not left:
+            raise
+    return left[0] if left else _written(kept)
+
+
+def _run(code: types.CodeType, main: types.ModuleType) -> None:
+    """To the end of the program and of its threads, and all that it wrote out of buffers."""
     try:
         exec(code, main.__dict__)
     except SystemExit as leaving:
@@ -39,8 +59,31 @@ def run_text(source: str, stdin: bytes) -> bytes:
             stream.flush()
     main.__dict__.clear()  # files of the program's own on descriptor 1 are flushed when they go
     gc.collect()
-    os.lseek(kept, 0, os.SEEK_SET)
-    return b"".join(iter(lambda: os.read(kept, 1 << 20), b""))
+
+
+def _written(kept: int) -> bytes:
+    size = os.fstat(kept).st_size
+    return b"".join(os.pread(kept, 1 << 20, place) for place in range(0, size, 1 << 20))
+
+
+def _leave_by_unwinding(kept: int) -> list[bytes]:
+    """Replace ``os._exit``, behind which nothing could be told: for 0, what was written by then goes into the list."""
+    left: list[bytes] = []
+    really, main = os._exit, threading.main_thread()
+
+    def _exit(status: int) -> NoReturn:
+        if status != 0:
+            really(status)
+        if not left:
+            left.append(_written(kept))
+        if threading.current_thread() is not main and main.ident is not None:
+            with contextlib.suppress(OSError):
+                signal.pthread_kill(main.ident, signal.SIGINT)  # it leaves too, whatever it waits for
+        raise Left
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os._exit = _exit
+    return left
 
 
 def _redirect(stdin: bytes) -> int:

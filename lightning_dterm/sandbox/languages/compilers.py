@@ -30,6 +30,8 @@ _ALIASES = {
 _warned: set[str] = set()
 _NEVER_COMPILED = "the compiler ended abnormally"  # what the judge says where no verdict came
 
+_EXHAUSTED = ("MemoryError", "RecursionError")  # in these words ``compile_program`` tells of exceptions of CPython's
+
 
 def canonical(language: str) -> str:
     """The registry's name of a language: lower case, ``c++`` is ``cpp``, ``c#`` ``csharp``, ``js`` ``javascript``."""
@@ -95,6 +97,8 @@ class Compilers:
         sandbox: Sandbox | None = None,
         namespaces: bool = True,
     ) -> None:
+        if sandbox is not None and sandbox.language != "python":
+            raise ValueError(f"Compilers: sandbox must run Python, not {sandbox.language!r}.")
         if slots is not None and slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}.")
         if unknown := set(allow_missing) - FENCES:
@@ -194,6 +198,19 @@ class Compilers:
         finally:
             self._idle.put(slot)
 
+    def isolation(self) -> tuple[str, frozenset[str], str]:
+        """Level and fences that programs run under, and what the kernel said of others; starts a launcher.
+
+        Raises:
+            LauncherUnavailable: programs cannot be isolated as required.
+        """
+        slot = self._idle.get()
+        try:
+            slot.launcher.start()
+            return slot.launcher.level, slot.launcher.granted, slot.launcher.reasons
+        finally:
+            self._idle.put(slot)
+
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """``function`` of every item, as many at a time as there are slots; in order."""
         if self.slots == 1 or len(items) < 2:
@@ -287,8 +304,8 @@ class Compilers:
 def python_report(result: Result) -> Report:
     """The sandbox's verdict on a Python program's compilation as a report, whether or not the program was run too.
 
-    One that made CPython's compiler run out of time or memory, or crash, is ``timeout``, ``memory``, ``output`` or
-    ``crash``: the judge then notes one error of its own making, and :meth:`Report.count` counts the most.
+    One that made CPython's compiler run out of time, memory or stack, or crash, is ``timeout``, ``memory``, ``output``
+    or ``crash``: the judge then notes one error of its own making, and :meth:`Report.count` counts the most.
     """
     if result.status == "infra":
         return Report("python", "cpython", "infra", reason=result.exception or "")
@@ -300,7 +317,7 @@ def python_report(result: Result) -> Report:
     if found and found[0].message.startswith(_NEVER_COMPILED):
         statuses: dict[str, ReportStatus] = {"timeout": "timeout", "memory": "memory", "output": "output"}
         given_up = statuses.get(result.status, "crash")
-    elif found and found[0].message.startswith("MemoryError"):
+    elif any(one.message.startswith(_EXHAUSTED) for one in found):  # behind lines blanked for other errors, too
         given_up = "memory"
     elif result.status == "forged":
         given_up = "crash"

@@ -72,6 +72,7 @@ _MAX_PROCESSES = 256
 _RIGHTS = {
     "r": READ_FILE | READ_DIR, "x": READ_FILE | READ_DIR | EXECUTE, "n": READ_FILE | WRITE_FILE, "d": READ_FILE,
 }  # fmt: skip
+_STREAMS = [(f"/dev/{name}", f"/proc/self/fd/{i}") for i, name in enumerate(("stdin", "stdout", "stderr"))]
 _TOP_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
 
@@ -169,6 +170,9 @@ class Launcher:
         source, sink = order.get("stdin_fd"), order.get("stdout_fd")
         source = _sealed(stdin) if source is None else source
         out, err, errors = (os.pipe() for _ in range(3))
+        if self._owner is not None:  # or /dev/stdout would be closed to whom it belongs
+            os.fchown(out[1], self._owner, self._owner)
+            os.fchown(err[1], self._owner, self._owner)
         parent = os.getpid()
         try:
             child = os.fork()
@@ -287,7 +291,7 @@ def _sealed(data: bytes) -> int:
 
 def _tree(readable: list[tuple[str, str]], work: str) -> namespaces.Tree:
     links = [path for path in _TOP_LINKS if os.path.islink(path)]
-    return namespaces.Tree([path for path, _ in readable], [work], links=links, proc=True)
+    return namespaces.Tree([path for path, _ in readable], [work], links=links, made=_STREAMS, proc=True)
 
 
 def _serve(control: socket.socket, trainer: int, folder: str, options: dict[str, Any]) -> NoReturn:

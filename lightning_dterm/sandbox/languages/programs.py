@@ -114,7 +114,7 @@ class Programs:
         if report.status == "infra":
             return _all(job, "infra", report.reason)
         if report.artifact is None:
-            return _not_built(job, report)
+            return not_built(job.tests, report)
         backend = self.compilers.backends[canonical(job.language)]
         try:
             run = _Run(self, backend, job, report.artifact)
@@ -244,7 +244,7 @@ def _all(job: ProgramJob, status: Status, reason: str) -> Result:
     return Result(status, tuple(TestOutcome(False, status, test.visible) for test in job.tests), exception=reason[:300])
 
 
-def _not_built(job: ProgramJob, report: Report) -> Result:
+def not_built(tests: Sequence[IOTest | CallTest], report: Report) -> Result:
     """A program that does not compile: its errors, those with a place, as the sandbox gives Python's."""
     errors = [
         CompileError(one.message, one.line, one.column or 1, one.end_line or one.line, one.end_column or 1)
@@ -252,6 +252,6 @@ def _not_built(job: ProgramJob, report: Report) -> Result:
         if one.line is not None
     ]
     reason = report.reason or (report.errors[0].message if report.errors else "it does not compile")
-    outcomes = tuple(TestOutcome(False, "error", test.visible) for test in job.tests)
+    outcomes = tuple(TestOutcome(False, "error", test.visible) for test in tests)
     first = errors[0] if errors else None
     return Result("error", outcomes, exception=reason[:300], compile_error=first, further_errors=tuple(errors[1:5]))
