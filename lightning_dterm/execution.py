@@ -24,6 +24,7 @@ from lightning_dterm.sandbox import Job, Level, Limits, Result, SandboxUnavailab
 from lightning_dterm.sandbox.asserts import TestSyntaxError
 from lightning_dterm.sandbox.languages import CompileLimits, Compilers, ProgramJob, Programs, canonical
 from lightning_dterm.sandbox.languages.process import FENCES
+from lightning_dterm.sandbox.sandbox import judge_all
 from lightning_dterm.sandbox.stub import ConversionError, Suite, TestSource, convert, run_suites
 from lightning_dterm.task_tests import TaskTestError, TaskTests, declared_tests, has_tests
 from lightning_dterm.text_runs import TextRun, together
@@ -215,7 +216,7 @@ class TaskJudge:
         limits: Limits = getattr(self.sandbox, "limits", None) or Limits()
         while open_ := {index: run for index, run in runs.items() if not run.done(limits)}:
             jobs = [(run, job) for run in open_.values() for job in run.jobs(limits)]
-            for (run, _), result in zip(jobs, self.sandbox.run_many([job for _, job in jobs]), strict=True):
+            for (run, _), result in zip(jobs, judge_all(self.sandbox, [job for _, job in jobs]), strict=True):
                 run.take(result)
         return {index: run.result() for index, run in runs.items()}
 
@@ -267,8 +268,9 @@ class TaskJudge:
         jobs = {}
         for index, tests in specs.items():
             result, request = results[index], requests[index]
-            passes = result is not None and result.share_passed(visible=True) == 1.0
-            if request.measure_cost and tests.asserts and passes and (counted := self.cost_tests(request.task)):
+            if result is None or result.share_passed(visible=True) != 1.0 or result.claimed(visible=True):
+                continue  # where a program's own word is all there is, it earns nothing
+            if request.measure_cost and tests.asserts and (counted := self.cost_tests(request.task)):
                 jobs[index] = Job(request.program, request.task.entry_point, counted, True)
         for index, counted_run in self._run(jobs).items():
             known = results[index]
@@ -278,7 +280,7 @@ class TaskJudge:
         return results
 
     def _run(self, jobs: dict[int, Job]) -> dict[int, Result]:
-        return dict(zip(jobs, self.sandbox.run_many(list(jobs.values())), strict=True)) if jobs else {}
+        return dict(zip(jobs, judge_all(self.sandbox, list(jobs.values())), strict=True)) if jobs else {}
 
     # --- assertions --------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,14 @@ FORGERIES: dict[str, tuple[str, set[str]]] = {
     "colliding_keys": (
         "def f(x): return {i * ((1 << 61) - 1) for i in range(3000)}\n", {"forged", "failed"},
     ),
+    "deeper_than_can_be_sent_on": (
+        "import sys\nframe = sys._getframe()\nwhile 'wire' not in frame.f_globals: frame = frame.f_back\n"
+        "v = ['l']\nfor _ in range(64): v = ['l', v]\nframe.f_globals['wire'].encode = lambda value: v\ndef f(x): return 1\n", {"forged"},
+    ),
+    "wider_than_can_be_sent_on": (
+        "import sys\nframe = sys._getframe()\nwhile 'wire' not in frame.f_globals: frame = frame.f_back\n"
+        "frame.f_globals['wire'].encode = lambda value: ['i', '0x' + 'f' * 400000]\ndef f(x): return 1\n", {"forged"},
+    ),
     "fake_line_in_notes": ("import os\ndef f(x):\n    for fd in range(3, 32):\n        try: os.pwrite(fd, b'File \"<program>\", line 7777777 in f', 0)\n        except OSError: pass\n    while True: pass\n", {"timeout", "forged"}),
     "patched_os_write": ("import os\nreal = os.write\nos.write = lambda fd, data: real(fd, data.replace(b'-1', b'8675309'))\ndef f(x): return -1\n", {"failed", "forged", "exited"}),
     "patched_encoder": ("import json\njson.JSONEncoder.encode = lambda self, o: '[\"ok\",8675309,0]'\ndef f(x): return 1\n", {"failed", "forged", "exited", "error"}),

@@ -56,6 +56,13 @@ def test_what_cannot_be_metered_earns_nothing(sandbox: Sandbox) -> None:
     assert result.details["passes"] is True
 
 
+def test_a_cost_of_nothing_earns_nothing(sandbox: Sandbox) -> None:
+    about = task(50)
+    free = Result("passed", tuple(TestOutcome(True, "passed", test.visible) for test in about.tests), cost=0)
+    result = EfficiencyReward(sandbox=sandbox).score([Sample(about, LINEAR, ((0, len(LINEAR)),), execution=free)])[0]
+    assert result.value == 0.0
+
+
 def test_our_own_failures_are_masked_and_never_zero(sandbox: Sandbox) -> None:
     lost = Result("infra", (TestOutcome(False, "infra", True),), exception="the judge died")
     about = task(50)

@@ -266,6 +266,25 @@ def test_pattern_matching(value: Any) -> None:
         "import string\nstring.Formatter()\n", "x = 1 in [1] in [[1]]\n", "def f(x): return x.__code__\n",
         "setattr(int, '__code__', 1)\n", "import importlib\n", "help()\n", "def __m_call__(*a): pass\n",
         "def f(__m_tick__): pass\n", "class __m_tick__: pass\n", "import math as __m_tick__\n",
+        "import functools\nfunctools.singledispatch\n", "import functools\nfunctools.update_wrapper\n",
+        "import functools\nfunctools.wraps(print, ['__globals__'], [])\n", "import functools\nfunctools.wraps(print)(len)\n",
+        "import functools\nclass C: pass\nfunctools.wraps(print)(C())\n",
+        "from dataclasses import dataclass\n@dataclass\nclass C:\n    __annotations__ = {'x=print(1)': int}\n",
+        "from dataclasses import dataclass\ndataclass(type('C', (), {'__annotations__': {'x=print(1)': int}}))\n",
+        "from dataclasses import dataclass, field, fields\n@dataclass\nclass A:\n    x: int = 0\nfields(A)[0].name = 'y=print(1)'\n@dataclass\nclass B(A):\n    z: int = 0\n",
+        "from dataclasses import asdict\n", "from dataclasses import make_dataclass\n", "import typing\ntyping.get_type_hints\n",
+        "import inspect\n", "import pickle\n", "import enum\nenum.Enum('E', {'__match_args__': ('__globals__',)})\n",
+        "import enum\nenum.EnumMeta\n", "class M(type): pass\n", "class C(metaclass=lambda *a: 1): pass\n",
+        "list(map(type, ['C'], [()], [{}]))\n", "type.__call__(type, 'C', (), {})\n", "type.__call__.__get__(type)('C', (), {})\n",
+        "import abc\nabc.ABCMeta('C', (), {})\n", "class C:\n    def __reduce_ex__(self, p): return 1\n",
+        "class C:\n    def __getattribute__(self, n): return 1\n", "class C:\n    __match_args__ = ('__globals__',)\n",
+        "def f(x):\n    match f:\n        case object(__globals__=g): return g\n",
+        "class P:\n    gi_frame = 1\ndef f(x):\n    match (i for i in x):\n        case P(g): return g\n",
+        "class A: pass\na = A()\na.gi_frame = 1\n(i for i in ()).gi_frame\n", "class A: pass\na = A()\na.f_back = 1\n",
+        "class S(str):\n    def __str__(self): return 'real'\ngetattr(print, S('__self__'))\n",
+        "class A: pass\nimport statistics\nstatistics.mean.__name__ = 'len'\n", "import statistics\nsetattr(statistics.mean, '__name__', 'len')\n",
+        "import string\nstring.Template\n", "import operator\noperator.methodcaller('a')\n", "import copy\ncopy.copyreg\n",
+        "x = __builtins__\n", "class C:\n    import math as __annotations__\n", "import enum\nclass E:\n    def _convert_(self): pass\nenum.Enum._convert_\n",
         "for __m_tick__ in (): pass\n", "def f():\n    global __m_tick__\n", "try: 1/0\nexcept Exception as __m_tick__: pass\n",
     ],
 )  # fmt: skip
@@ -278,6 +297,89 @@ def test_ways_around_the_meter_are_closed(program: str) -> None:
 
     with pytest.raises((Unmetered, NameError, AttributeError, ImportError)):
         load_and_call()
+
+
+QUADRATIC_IN_C = {
+    "map": "sum(map(xs.count, xs))",
+    "map, unbound": "sum(map(list.count, [xs] * len(xs), xs))",
+    "map of a deque's": "sum(map(collections.deque(xs).count, xs))",
+    "sorted by key": "len(sorted(xs, key=xs.index))",
+    "max by key": "max(xs, key=xs.count)",
+    "sort by key": "list(xs).sort(key=xs.index)",
+    "sum of lists": "len(sum([[x] for x in xs], []))",
+    "sum of tuples": "len(sum(((x,) for x in xs), start=()))",
+    "reduce": "len(functools.reduce(operator.add, [[x] for x in xs]))",
+    "accumulate": "len(list(itertools.accumulate([[x] for x in xs]))[-1])",
+    "starmap": "sum(itertools.starmap(operator.countOf, ((xs, x) for x in xs)))",
+    "filter": "len(list(filter(xs.__contains__, xs)))",
+    "takewhile": "len(list(itertools.takewhile(xs.__contains__, reversed(xs))))",
+    "groupby": "len(list(itertools.groupby(xs, xs.index)))",
+    "partial": "sum(map(functools.partial(operator.countOf, xs), xs))",
+    "cache": "sum(map(functools.lru_cache(None)(xs.count), xs))",
+    "iter": "len(list(zip(xs, iter(functools.partial(xs.count, 1), -1))))",
+    "class": "len(list(map(set, [xs] * len(xs))))",
+    "library": "len(list(map(statistics.fmean, [xs] * len(xs))))",
+    "chain of comparisons": "sum(1 for x in xs if xs == ys == zs)",
+    "nested": "max([xs] * 2, key=lambda q: sum(map(q.count, q)))[0]",
+}
+LINEAR_IN_C = {
+    "map": "sum(map(abs, xs))",
+    "key": "sorted(xs, key=dict(zip(xs, xs)).get)",
+    "get item": "sum(map(xs.__getitem__, range(len(xs))))",
+    "operator": "sum(map(operator.getitem, itertools.repeat(xs), range(len(xs))))",
+    "set": "len(list(filter(set(xs).__contains__, xs)))",
+    "reduce": "functools.reduce(operator.add, xs)",
+    "itemgetter": "sorted(enumerate(xs), key=operator.itemgetter(1))",
+    "append": "list(map([].append, xs))",
+    "method": "[Box().first(xs) for x in xs]",
+    "chain of comparisons": "sum(1 for x in xs if 0 <= x < 3)",
+}
+HEADER = (
+    "import collections, functools, itertools, operator, statistics\nclass Box:\n    def first(self, xs): return xs[0]\n"
+    "def f(xs):\n    ys, zs = list(xs), list(xs)\n    return "
+)
+
+
+def _growth(expression: str) -> float:
+    costs = [measure(HEADER + expression + "\n", [i * 7919 % n for i in range(n)])[1] for n in (500, 500, 2000)]
+    assert costs[0] == costs[1]
+    return costs[2] / costs[0]
+
+
+@pytest.mark.parametrize("name", QUADRATIC_IN_C)
+def test_quadratic_work_of_functions_passed_on_counts_as_quadratic(name: str) -> None:
+    assert 10 <= _growth(QUADRATIC_IN_C[name]) <= 22
+
+
+@pytest.mark.parametrize("name", LINEAR_IN_C)
+def test_linear_work_of_functions_passed_on_stays_linear(name: str) -> None:
+    assert 3 <= _growth(LINEAR_IN_C[name]) <= 5.5
+
+
+@pytest.mark.parametrize("expression", [*QUADRATIC_IN_C.values(), *LINEAR_IN_C.values()])
+def test_charging_functions_passed_on_changes_no_value(expression: str) -> None:
+    space: dict[str, Any] = {}
+    exec(HEADER + expression + "\n", space)
+    xs = [3, 1, 2, 1, 3, 5]
+    assert measure(HEADER + expression + "\n", xs)[0] == space["f"](xs)
+
+
+def test_a_counter_set_back_reads_as_the_cap() -> None:
+    meter = Meter(10**6, lambda cost: None)
+    for _ in range(5):
+        meter.tick(3)
+    assert meter.cost == 15
+    cells = dict(zip(meter.tick.__code__.co_freevars, meter.tick.__closure__ or (), strict=True))
+    cells["total"].cell_contents = 0
+    assert meter.cost == 10**6
+
+
+def test_the_hooks_have_no_name_in_the_programs_namespaces() -> None:
+    meter = Meter(10**9, lambda cost: None)
+    code, space = meter.prepare("def f(x):\n    return [x + 1 for _ in 'ab']\n", "<test>")
+    exec(code, space)
+    values = [*space.values(), *space["__builtins__"].values()]
+    assert not any(value == meter.tick or getattr(value, "__func__", None) is Meter._call for value in values)
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +440,30 @@ def f(n):
         pass
     return sum(range(n))
 """
+
+
+SUMMED = "def f(n):\n    t = 0\n    for i in range(n):\n        t += i\n    return t\n"
+DISPATCHED = (
+    "import functools\n@functools.singledispatch\ndef g(x): return 0\n"
+    "def h(x: '__m_tick__.__self__.__dict__.update(cost=0) or int'): pass\n"
+    + SUMMED.replace("    return t", "    try: g.register(h)\n    except NameError: pass\n    return t")
+)
+WRAPPED = (
+    "import functools\nL = []\nclass C:\n    def __setattr__(self, n, v): L.append(v)\nclass F: pass\n"
+    + SUMMED.replace(
+        "    return t",
+        "    functools.update_wrapper(C(), f, ['__globals__'], [])\n"
+        "    tick = L[0]['__builtins__']['__' + 'm_tick__']\n"
+        "    functools.update_wrapper(C(), tick, ['__self__'], [])\n    F.cost = 0\n"
+        "    functools.update_wrapper(L[1], F, ['cost'], [])\n    return t",
+    )
+)
+
+
+def test_counters_reached_through_the_standard_library_give_no_cost(sandbox: Sandbox) -> None:
+    honest, *forged = costs(sandbox, SUMMED, DISPATCHED, WRAPPED, tests=(CallTest((1000,), 499500),))
+    assert honest
+    assert forged == [None, None]
 
 
 def test_a_program_that_goes_after_its_counter_has_no_low_cost(sandbox: Sandbox) -> None:

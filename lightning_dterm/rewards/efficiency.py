@@ -12,6 +12,7 @@ from lightning_dterm.execution import TaskJudge, judge_for
 from lightning_dterm.rewards.base import PROSE, RewardComponent, is_empty
 from lightning_dterm.sandbox import Job, Result, Sandbox
 from lightning_dterm.sandbox.languages import canonical
+from lightning_dterm.sandbox.sandbox import judge_all
 from lightning_dterm.task_tests import has_calls, has_tests
 from lightning_dterm.types import CodeTask, RewardResult, Sample
 
@@ -92,10 +93,10 @@ class EfficiencyReward(RewardComponent):
             return RewardResult(None, error=f"the sandbox did not judge the reference of task {sample.task.task_id!r}")
         if isinstance(reference, RewardResult):
             return reference
-        if result.cost is None:  # cannot be metered, or burned more CPU time than its count explains
-            return RewardResult(0.0, details={"passes": True, "cost": None, "reference_cost": reference})
+        if not result.cost:  # cannot be metered, or burned more CPU time than its count explains; no work costs nothing
+            return RewardResult(0.0, details={"passes": True, "cost": result.cost, "reference_cost": reference})
         details = {"passes": True, "cost": result.cost, "reference_cost": reference}
-        return RewardResult(min(1.0, reference / max(result.cost, 1)), details=details)
+        return RewardResult(min(1.0, reference / result.cost), details=details)
 
     def _measure_references(self, tasks: Sequence[CodeTask]) -> None:
         missing = {_key(task): task for task in tasks if _key(task) not in self._references}
@@ -107,7 +108,7 @@ class EfficiencyReward(RewardComponent):
             Job(task.prefix + task.reference, task.entry_point, self._judge.cost_tests(task), True)
             for task in missing.values()
         ]
-        for (key, task), result in zip(missing.items(), self._sandbox.run_many(jobs), strict=True):
+        for (key, task), result in zip(missing.items(), judge_all(self._sandbox, jobs), strict=True):
             if result.status != "infra":  # an accident of ours is tried again next time
                 self._references[key] = _without_cost(task, result) if result.cost is None else result.cost
 

@@ -9,54 +9,37 @@ import logging
 import os
 import pickle
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 from lightning_dterm.sandbox import wire
-from lightning_dterm.sandbox.expect import Expectation
 from lightning_dterm.sandbox.folders import sweep
-from lightning_dterm.sandbox.judge import Judged, Keep, overall
+from lightning_dterm.sandbox.judge import Judged
 from lightning_dterm.sandbox.judge_process import MESSAGE
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, Level
-from lightning_dterm.sandbox.result import Job, Result, TestOutcome, from_plain
-from lightning_dterm.sandbox.slot import SandboxUnavailable, Settings
+from lightning_dterm.sandbox.result import Job, Result, Status, TestOutcome, from_plain
+from lightning_dterm.sandbox.slot import AHEAD, SandboxUnavailable, Settings
+from lightning_dterm.sandbox.tickets import Results, Ticket, settle
+
+__all__ = ["Client", "Results", "SlotState", "Ticket", "report_level", "settle"]
 
 _PROCESS = Path(__file__).with_name("judge_process.py")
 _ATTEMPTS = 4
+_ACCIDENTS = 3 * _ATTEMPTS  # judges lost in a row without a verdict: the machine lets none live
 _GRACE_S = 120.0
 _CHUNK = 64  # jobs in one message
+_KILLED = (0, -signal.SIGKILL, -signal.SIGTERM)  # how a judge ends that somebody ended
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Ticket:
-    """One job on its way: where it stands, and at last its result or the error to raise."""
-
-    job: Job
-    number: int = 0
-    attempts: int = 0
-    result: Result | None = None
-    error: Exception | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether it has been judged."""
-        return self.result is not None or self.error is not None
-
-    def portable(self) -> Job:
-        """The job for another process: expected values that only this one can ask are left here."""
-        if not any(_asks_here(test.expected) for test in self.job.tests):
-            return self.job
-        tests = tuple(replace(t, expected=Keep()) if _asks_here(t.expected) else t for t in self.job.tests)
-        return replace(self.job, tests=tests)
 
 
 @dataclass
@@ -67,36 +50,6 @@ class SlotState:
     fences: frozenset[str]
     reasons: str
     pid: int
-
-
-class Results(Sequence[Result]):
-    """Verdicts in the order of their jobs, each waited for when it is asked for; the judging goes on meanwhile."""
-
-    def __init__(self, tickets: Sequence[Ticket], wait: Callable[[Ticket], Result]) -> None:
-        self._tickets, self._wait = tickets, wait
-
-    @property
-    def tickets(self) -> tuple[Ticket, ...]:
-        """The jobs on their way, in order."""
-        return tuple(self._tickets)
-
-    def __len__(self) -> int:
-        return len(self._tickets)
-
-    @overload
-    def __getitem__(self, index: int) -> Result: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Result]: ...
-
-    def __getitem__(self, index: int | slice) -> Result | list[Result]:
-        if isinstance(index, slice):
-            return [self._wait(ticket) for ticket in self._tickets[index]]
-        return self._wait(self._tickets[index])
-
-    def __iter__(self) -> Iterator[Result]:
-        for ticket in self._tickets:
-            yield self._wait(ticket)
 
 
 @dataclass
@@ -119,6 +72,10 @@ class Client:
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
         self._pending: dict[int, Ticket] = {}
+        # After a judge's death: jobs that it may have died of, sent one at a time; those that wait for it to be found.
+        self._suspects: deque[Ticket] = deque()
+        self._waiting: deque[Ticket] = deque()
+        self._careful = False
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._log: IO[bytes] | None = None
@@ -126,7 +83,7 @@ class Client:
         self._folder = ""
         self._owner = 0
         self._heard = False  # of any judge
-        self._answers = 0  # of the present judge
+        self._accidents = 0  # since the last verdict
         longest = self.settings.limits.wall_s * (self.settings.limits.restarts + 2)
         self._patience_s = 3 * longest + _GRACE_S
 
@@ -138,14 +95,16 @@ class Client:
     @property
     def load(self) -> float:
         """Jobs that it has, by slot."""
-        return len(self._pending) / self.slots
+        return (len(self._pending) + len(self._suspects) + len(self._waiting)) / self.slots
 
     def submit(self, jobs: Sequence[Job]) -> Results:
         """Hand jobs to the judge at once; wait for none."""
         tickets = [Ticket(job) for job in jobs]
         with self._lock:
-            for start in range(0, len(tickets), _CHUNK):
-                self._send(tickets[start : start + _CHUNK])
+            if self._careful and self._owner == os.getpid():
+                self._waiting.extend(tickets)
+            else:
+                self._send(tickets)
         return Results(tickets, self.wait)
 
     def wait(self, ticket: Ticket) -> Result:
@@ -158,7 +117,7 @@ class Client:
         if not ticket.done:
             with self._lock:
                 while not ticket.done:
-                    if self._owner != os.getpid() or ticket.number not in self._pending:
+                    if self._owner != os.getpid() or not self._has(ticket):
                         self._send([ticket])  # this side of a fork, or after close()
                     self._receive()
         if ticket.error is not None:
@@ -166,8 +125,15 @@ class Client:
         assert ticket.result is not None
         return ticket.result
 
+    def _has(self, ticket: Ticket) -> bool:
+        return ticket.number in self._pending or ticket in self._suspects or ticket in self._waiting
+
     def _send(self, tickets: Sequence[Ticket]) -> None:
-        """Send jobs in one message, in which tests that several of them share are written once."""
+        """Send jobs, some in one message, in which tests that several of them share are written once."""
+        for start in range(0, len(tickets), _CHUNK):
+            self._send_message(tickets[start : start + _CHUNK])
+
+    def _send_message(self, tickets: Sequence[Ticket]) -> None:
         self._ensure()
         jobs = []
         for ticket in tickets:
@@ -217,27 +183,57 @@ class Client:
                 continue
             ticket = self._pending.pop(number, None)
             if ticket is not None:
-                self._answers += 1
+                self._accidents = 0
                 _answer(ticket, content)
+        self._go_on()
         return some
 
     def _replace(self, reason: str) -> None:
-        """Start another judge and hand it every job that the last one left; nothing is lost silently."""
-        log, heard, fruitless = self._log_tail(), self._heard, self._answers == 0
-        left = list(self._pending.values())
+        """Start another judge for every job that the last one left; nothing is lost silently.
+
+        One that had several jobs may have died of any of them, or of an accident: those it may have been at are sent
+        alone, so that only the job that it dies of again, or that meets one accident after another, pays for it.
+        """
+        log, process, granted = self._log_tail(), self._process, bool(self.states)
+        left, suspects, waiting = list(self._pending.values()), list(self._suspects), list(self._waiting)
         self.close()
         self.restarts += 1
-        for ticket in left:
-            ticket.attempts += fruitless  # one that judged others may have died of anything: no job of many pays for it
-            if ticket.attempts < _ATTEMPTS:
-                self._send([ticket])
-                continue
-            if not heard:
-                ticket.error = SandboxUnavailable(f"The sandbox's judge did not start: {log or 'no message'}")
-                continue
-            outcomes = tuple(TestOutcome(False, "infra", test.visible) for test in ticket.job.tests)
-            message = f"{reason}: {log}" if log else reason
-            ticket.result = Result("infra", outcomes, exception=message[:300], trust=ticket.job.trust)
+        crashed = granted and process is not None and process.returncode not in _KILLED
+        self._accidents += not crashed
+        hopeless = self._accidents >= (_ACCIDENTS if self._heard else _ATTEMPTS)
+        if len(left) == 1:
+            left[0].attempts += 1
+            left[0].crashes += crashed
+        for ticket in [*left, *suspects, *waiting] if hopeless else left:
+            if hopeless or ticket.attempts >= _ATTEMPTS:
+                self._give_up(ticket, reason, log)
+        self._accidents *= not hopeless
+        left, suspects, waiting = ([t for t in some if not t.done] for some in (left, suspects, waiting))
+        at_most = self.slots * (AHEAD + 1)  # what a judge may be at, and what it had to take back
+        self._suspects = deque([*left[:at_most], *suspects])
+        self._waiting = deque([*left[at_most:], *waiting])
+        self._careful = True
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """After a death: send the next suspect, or all the rest once no suspect is left."""
+        if not self._careful or self._pending:
+            return
+        if self._suspects:
+            self._send([self._suspects.popleft()])
+            return
+        waiting, self._waiting, self._careful = list(self._waiting), deque(), False
+        self._send(waiting)
+
+    def _give_up(self, ticket: Ticket, reason: str, log: str) -> None:
+        """Settle a job that no judge survived: ``killed`` where all ended by themselves with nothing else to do."""
+        if not self._heard:
+            ticket.error = SandboxUnavailable(f"The sandbox's judge did not start: {log or 'no message'}")
+            return
+        status: Status = "killed" if ticket.crashes >= _ATTEMPTS else "infra"
+        outcomes = tuple(TestOutcome(False, status, test.visible) for test in ticket.job.tests)
+        message = f"{reason}: {log}" if log else reason
+        ticket.result = Result(status, outcomes, exception=message[:300], trust=ticket.job.trust)
 
     def _ensure(self) -> None:
         if self._owner != os.getpid():
@@ -261,7 +257,7 @@ class Client:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log, env=environment,
                 pass_fds=(theirs.fileno(),), start_new_session=True, cwd="/",
             )  # fmt: skip
-        self._control, self._owner, self._answers = ours, os.getpid(), 0
+        self._control, self._owner = ours, os.getpid()
         self._buffer.clear()
         self.states.clear()
 
@@ -279,9 +275,16 @@ class Client:
             if handle is not None:
                 handle.close()
         self._process = self._control = self._log = None
-        self._pending.clear()
+        self._drop()
         self._lock = threading.RLock()
         self._owner = os.getpid()
+
+    def _drop(self) -> None:
+        """Forget the jobs; whoever still waits for one sends it anew."""
+        self._pending.clear()
+        self._suspects.clear()
+        self._waiting.clear()
+        self._careful = False
 
     def close(self) -> None:
         """End the judge and its zygotes; jobs under way are judged anew if their results are still asked for."""
@@ -290,7 +293,7 @@ class Client:
             return
         process, control, log = self._process, self._control, self._log
         self._process = self._control = self._log = None
-        self._pending.clear()
+        self._drop()
         if control is not None:
             with contextlib.suppress(OSError):
                 control.sendall(MESSAGE.pack(0, 0))  # forked copies of us may hold the socket open
@@ -306,11 +309,6 @@ class Client:
             log.close()
 
 
-def _asks_here(expected: Any) -> bool:
-    """Whether an expected value is an object that only this process can ask."""
-    return hasattr(expected, "accepts") and not isinstance(expected, Expectation)
-
-
 def _answer(ticket: Ticket, content: list[Any]) -> None:
     """Settle a ticket with a message of the judge's."""
     kind, value = content[0], content[1]
@@ -321,19 +319,6 @@ def _answer(ticket: Ticket, content: list[Any]) -> None:
     else:
         kept = {place: wire.decode(encoded) for place, encoded in content[2]}
         settle(ticket, Judged(from_plain(value), kept))
-
-
-def settle(ticket: Ticket, judged: Judged) -> None:
-    """Give a ticket its result, asking the expected values that stayed in this process."""
-    result = judged.result
-    if judged.kept:
-        outcomes = list(result.per_test)
-        for place, value in judged.kept.items():
-            if not ticket.job.tests[place].expected.accepts(value):
-                outcomes[place] = replace(outcomes[place], passed=False, status="failed")
-        status = overall([outcome.status for outcome in outcomes]) if result.status == "passed" else result.status
-        result = replace(result, per_test=tuple(outcomes), status=status)
-    ticket.result = result
 
 
 _reported: set[str] = set()

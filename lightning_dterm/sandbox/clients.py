@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_dterm.sandbox.client import Client, Results, SlotState, Ticket
+from lightning_dterm.sandbox.client import Client, SlotState
 from lightning_dterm.sandbox.result import Job, Result
 from lightning_dterm.sandbox.slot import Settings
+from lightning_dterm.sandbox.tickets import Results, Ticket
 
 SLOTS_PER_JUDGE = 6
 """A judge takes about a ninth of the processor time of what it judges; the rest is for answering at once."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_dterm.sandbox import wire
+
 VIEWS: dict[str, Callable[..., Any]] = {
     "tuple": tuple, "list": list, "set": set, "frozenset": frozenset, "sorted": sorted, "len": len, "abs": abs,
     "int": int, "float": float, "str": str, "bool": bool, "round": round, "sum": sum, "min": min, "max": max,
@@ -22,6 +24,8 @@ KINDS: dict[str, type] = {
     "bool": bool, "int": int, "float": float, "str": str, "bytes": bytes, "list": list, "tuple": tuple, "dict": dict,
     "set": set,
 }  # fmt: skip
+_HASHED = frozenset({"set", "frozenset"})
+_MAX_SUM_BITS = 1 << 28  # numbers times bits of the widest: beyond it a sum takes seconds
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "is": operator.is_, "is_not": operator.is_not,
@@ -60,12 +64,29 @@ class Expectation:
     def accepts(self, returned: Any) -> bool:
         """True where the value satisfies the rule; a rule that raises (as the assertion would) accepts nothing."""
         try:
-            for view in self.views:
-                name, _, digits = view.partition(":")
-                returned = VIEWS[name](returned, int(digits)) if digits else VIEWS[name](returned)
-            return self._holds(returned)
+            return self._holds(self._viewed(returned))
         except Exception:
             return False
+
+    def refusal(self, returned: Any) -> str | None:
+        """Why a value was not looked at: it is made to stall whoever applies the views. None where it was."""
+        try:
+            self._viewed(returned)
+        except wire.Forged as error:
+            return f"Refused: {error}"
+        except Exception:
+            return None
+        return None
+
+    def _viewed(self, returned: Any) -> Any:
+        for view in self.views:
+            name, _, digits = view.partition(":")
+            if name in _HASHED:
+                returned = wire.spread(list(returned))
+            elif name == "sum":
+                _check_sum(returned)
+            returned = VIEWS[name](returned, int(digits)) if digits else VIEWS[name](returned)
+        return returned
 
     def _holds(self, value: Any) -> bool:
         if self.rule in ("true", "false"):
@@ -80,6 +101,12 @@ class Expectation:
             names = self.value if isinstance(self.value, tuple) else (self.value,)
             return isinstance(value, tuple(KINDS[name] for name in names))
         return bool(_COMPARISONS[self.rule](value, self.value))
+
+
+def _check_sum(numbers: Any) -> None:
+    bits = max((number.bit_length() for number in numbers if type(number) is int), default=0)
+    if len(numbers) * bits > _MAX_SUM_BITS:
+        raise wire.Forged(f"the sum of {len(numbers)} numbers of up to {bits} bits")
 
 
 class Recorder:

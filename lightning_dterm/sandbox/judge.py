@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_dterm.sandbox import wire
 from lightning_dterm.sandbox.compare import equal
+from lightning_dterm.sandbox.expect import Expectation
 from lightning_dterm.sandbox.result import CompileError, Limits, Result, Status, TestOutcome
 from lightning_dterm.types import CallTest
 
@@ -246,6 +247,8 @@ def _verdict(claims: Claims, tests: Sequence[CallTest], exit_: Exit, limits: Lim
         if status is None:
             passed = isinstance(test.expected, Keep) or equal(value, test.expected)
             outcomes.append(TestOutcome(passed, "passed" if passed else "failed", test.visible, None, seconds))
+            if not passed and exception is None and isinstance(test.expected, Expectation):
+                exception = test.expected.refusal(value)
             continue
         exception = exception or value
         outcomes.append(TestOutcome(False, status, test.visible, line, seconds))

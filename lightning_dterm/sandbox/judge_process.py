@@ -94,12 +94,24 @@ class Task:
             self._attempts = 0
             self._step = self._steps.send(judged)
         except StopIteration as end:
-            kept = [[place, wire.encode(value)] for place, value in end.value.kept.items()]
-            self._server.answer(self.number, ["result", to_plain(end.value.result), kept])
+            self._finish(end.value)
         except Exception as error:
             self.fail(error)
         else:
             self._server.again(self)
+
+    def _finish(self, judged: Judged) -> None:
+        """Tell the verdict; a value that cannot be sent on, which no honest harness claims, costs its program alone."""
+        try:
+            kept = [[place, wire.encode(value)] for place, value in judged.kept.items()]
+        except wire.Refused as error:
+            kept, reason = [], f"Forged: {error}"
+            outcomes = tuple(replace(one, passed=False, status="forged") for one in judged.result.per_test)
+            judged = Judged(replace(judged.result, status="forged", per_test=outcomes, exception=reason, cost=None))
+        try:
+            self._server.answer(self.number, ["result", to_plain(judged.result), kept])
+        except Exception as error:
+            self.fail(error)
 
     def _lost(self, slot: Slot, reason: str) -> Judged:
         # Without seccomp a program can kill its worker, so losing them all is held against it.
@@ -203,6 +215,7 @@ class Server:
             slot.watch(self._poller)
             self._slots[place] = slot
             self.answer(0, ["slot", [place, slot.level.label, sorted(slot.fences), slot.reasons, slot.pid]])
+            self._answer_by = 0.0  # at once: should a program end this judge, it is known to have been in order
 
     def _turn(self, place: int, slot: Slot) -> None:
         for run in reversed(slot.turn()):

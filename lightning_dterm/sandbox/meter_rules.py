@@ -1,4 +1,4 @@
-"""What the meter charges for work done in C, and what a metered program may reach. Tables and pure functions.
+"""What the meter charges for work done in C. Tables and pure functions.
 
 The divisors were calibrated on CPython 3.11: elements handled in the time of one counted operation (about 40 ns of
 uninstrumented code): 4 where objects are compared, hashed or converted, 16 where references are copied, 128 where
@@ -19,38 +19,6 @@ def _words(text: str) -> frozenset[str]:
 
 _SCAN, _COPY, _MOVE, _TEXT, _BITS = 4, 16, 128, 64, 1024
 
-REFUSED_NAMES = _words("""
-    globals locals vars eval exec compile __import__ __loader__ __spec__ __builtins__ breakpoint open input
-    memoryview slice dir help exit quit copyright credits license attrgetter methodcaller Formatter
-    get_type_hints ForwardRef singledispatchmethod __build_class__ SystemRandom
-""")
-"""Built-ins and library functions that lead out of the meter or around it."""
-
-IMPORTABLE = _words("""
-    __future__ abc array bisect cmath collections collections.abc copy dataclasses datetime decimal enum
-    fractions functools heapq itertools json math numbers operator random re statistics string struct sys
-    textwrap time typing hashlib
-""")
-"""Modules that a metered program may import, with their public names."""
-
-SYS_NAMES = _words("""
-    maxsize float_info int_info hash_info version_info byteorder getsizeof intern getrecursionlimit
-    setrecursionlimit stdin stdout stderr set_int_max_str_digits
-""")
-"""What a metered program may have of ``sys``."""
-
-PUBLIC_DUNDERS = frozenset(
-    f"__{name}__"
-    for name in _words("""
-    init new len eq ne lt le gt ge hash bool repr str format iter next contains getitem setitem delitem missing
-    add sub mul truediv floordiv mod divmod pow lshift rshift and or xor neg pos abs invert radd rsub rmul
-    rtruediv rfloordiv rmod rpow iadd isub imul itruediv ifloordiv imod ior iand ixor call enter exit name doc
-    index int float round trunc floor ceil reversed copy deepcopy post_init class length_hint init_subclass
-    set_name get set delete slots
-""")
-) | {"_asdict", "_replace", "_fields", "_make"}
-"""Special attributes that lead nowhere, and the public ones of named tuples."""
-
 CONSTANT_FUNCTIONS = _words("""
     len isinstance issubclass ord chr callable id iter next range enumerate zip map filter reversed print type
     getattr setattr hasattr delattr abs hash object staticmethod classmethod property super bool float complex
@@ -58,11 +26,12 @@ CONSTANT_FUNCTIONS = _words("""
     combinations product combinations_with_replacement starmap takewhile dropwhile filterfalse zip_longest
     pairwise tee compress itemgetter namedtuple defaultdict random randint choice seed time perf_counter sqrt
     floor ceil log log2 log10 exp sin cos tan atan atan2 isclose isnan isinf fabs hypot degrees radians
-    getrecursionlimit setrecursionlimit
+    getrecursionlimit setrecursionlimit getitem setitem truth not_ is_ is_not length_hint wraps cast field
 """)
 _CONSTANT_METHODS = _words("""
     append add discard get setdefault keys values items popleft appendleft popitem move_to_end clear startswith
     endswith is_integer bit_length bit_count group span start end send close
+    __getitem__ __setitem__ __delitem__ __len__ __iter__ __next__ __hash__ __bool__
 """)
 _DEEP = _words("""
     deepcopy str repr format dumps loads dump load pprint pformat asdict astuple sorted_json
@@ -83,15 +52,14 @@ COMPARE_WITH: dict[str, Any] = {name: getattr(operator, name) for name in ("eq",
 
 def size_of(value: Any) -> int:
     """Units for making or copying a value once."""
-    if isinstance(value, (str, bytes, bytearray)):
-        return len(value) // _TEXT
-    if isinstance(value, (list, tuple)):
-        return list.__len__(value) // _COPY if isinstance(value, list) else tuple.__len__(value) // _COPY
-    if isinstance(value, (set, frozenset, dict)):
-        return len(value) // _SCAN
-    if isinstance(value, int):
+    kind = type(value)
+    if issubclass(kind, int):
         return int.bit_length(value) // _BITS
-    return len(value) // _COPY if isinstance(value, deque) else 0
+    if issubclass(kind, (str, bytes, bytearray)):
+        return elements(value) // _TEXT
+    if issubclass(kind, (list, tuple, deque)):
+        return elements(value) // _COPY
+    return elements(value) // _SCAN if issubclass(kind, (set, frozenset, dict)) else 0
 
 
 def integer_work(name: str, left: int, right: int) -> int:
@@ -113,20 +81,46 @@ _SIZED: tuple[Any, ...] = (
 
 def elements(value: Any) -> int:
     """Length of a built-in container, text or range; 0 of anything else."""
-    return len(value) if isinstance(value, _SIZED) else 0
+    kind = type(value)
+    if kind in _SIZED:
+        return len(value)
+    for base in _SIZED:
+        if issubclass(kind, base):
+            return int(base.__len__(value))  # whatever the subclass says
+    return 0
+
+
+_BOUND = (types.BuiltinMethodType, types.MethodType, types.MethodWrapperType)
+_UNBOUND = (types.MethodDescriptorType, types.WrapperDescriptorType)
+C_CALLABLES = (types.BuiltinMethodType, types.MethodWrapperType, *_UNBOUND, types.ClassMethodDescriptorType)
+"""Types of functions written in C."""
+
+
+def name_of(function: Any) -> str:
+    """The name of a function or built-in class, from where a program cannot write it; else empty."""
+    if type(function) in C_CALLABLES:
+        name = function.__name__
+    elif isinstance(function, type):
+        mutable = function.__flags__ & 0x300 == 0x200  # Py_TPFLAGS_HEAPTYPE without Py_TPFLAGS_IMMUTABLETYPE
+        name = "" if mutable else function.__name__
+    elif type(function) is types.MethodType:
+        return name_of(function.__func__)
+    else:
+        name = function.__code__.co_name if type(function) is types.FunctionType else ""
+    return name if type(name) is str else ""
 
 
 def charge_for(function: Any, args: tuple[Any, ...]) -> tuple[int, bool]:
     """Units to charge before a call of something that is not the program's own, and whether its result counts too."""
-    name = getattr(function, "__name__", "")
-    if not isinstance(name, str):
-        name = ""
-    owner = getattr(function, "__self__", None)
+    name = name_of(function)
+    owner = getattr(function, "__self__", None) if type(function) in _BOUND else None
     if owner is not None and not isinstance(owner, (types.ModuleType, type)):
         return _method(owner, name, args)
+    if type(function) in _UNBOUND and args:
+        return _method(args[0], name, args[1:])
     if name in CONSTANT_FUNCTIONS:
         return 0, False
-    if isinstance(function, type) and getattr(function, "__module__", "") == "program":
+    if isinstance(function, type) and function.__module__ == "program" and not issubclass(function, _SIZED[:-3]):
         return 1, False  # its own __init__ counts for itself
     first = args[0] if args else None
     if name in _LOGARITHMIC:
@@ -145,6 +139,13 @@ def charge_for(function: Any, args: tuple[Any, ...]) -> tuple[int, bool]:
 
 def _method(owner: Any, name: str, args: tuple[Any, ...]) -> tuple[int, bool]:
     n = elements(owner)
+    plain = name.strip("_")
+    if plain in GROWING and type(owner) is int and len(args) == 1 and type(args[0]) is int:
+        return integer_work(plain, owner, args[0]), True
+    if name in ("__getitem__", "__setitem__", "__len__", "__iter__"):
+        return 0, True
+    if name == "__contains__" and not isinstance(owner, (list, tuple, deque, str, bytes, bytearray)):
+        return 0, False
     read = sum(elements(arg) // (_TEXT if isinstance(arg, (str, bytes)) else _SCAN) for arg in args)
     if isinstance(owner, (list, deque)):
         if name == "sort":
@@ -197,3 +198,16 @@ def _deep(value: Any) -> int:
             seen.add(id(item))
             pending += [*item, *(item.values() if isinstance(item, dict) else ())]
     return count
+
+
+HIGHER = _words("""
+    map filter starmap reduce sorted min max sort accumulate partial takewhile dropwhile filterfalse groupby iter
+    nsmallest nlargest merge bisect bisect_left bisect_right insort insort_left insort_right sub subn cmp_to_key
+    lru_cache cache dumps loads decorating_function
+""")
+"""Functions that call what they are given, classes included."""
+KEEPERS = _words("""
+    isinstance issubclass callable id hash repr print str type hasattr getattr setattr wraps _wraps cast is_ is_not
+    _getattr _hasattr _setattr
+""")
+"""Functions that do not call what they are given."""

@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_dterm.sandbox import harness, wire
 
 if TYPE_CHECKING:
-    from lightning_dterm.sandbox.client import Results, SlotState, Ticket
+    from lightning_dterm.sandbox.client import SlotState
     from lightning_dterm.sandbox.judge import Judged
     from lightning_dterm.sandbox.result import Job, Result
     from lightning_dterm.sandbox.slot import Settings
+    from lightning_dterm.sandbox.tickets import Results, Ticket
 
 _NO_FENCES = "no fence is to be had on this platform"
 
@@ -49,15 +50,16 @@ class PlainClient:
 
     def submit(self, jobs: Sequence[Job]) -> Results:
         """Results that are computed when they are read."""
-        from lightning_dterm.sandbox.client import Results, Ticket, report_level
+        from lightning_dterm.sandbox.client import report_level
+        from lightning_dterm.sandbox.tickets import Results, Ticket
 
         report_level(self.states[0])
         return Results([Ticket(job) for job in jobs], self.wait)
 
     def wait(self, ticket: Ticket) -> Result:
         """Judge the ticket's job now, if that has not been done."""
-        from lightning_dterm.sandbox.client import settle
         from lightning_dterm.sandbox.steps import judge_job
+        from lightning_dterm.sandbox.tickets import settle
 
         if ticket.result is None:
             settle(ticket, judge_job(ticket.portable(), self.settings.limits, self._attempt))

@@ -7,14 +7,15 @@ import sys
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload
 
-from lightning_dterm.sandbox.client import Client, Results, SlotState
+from lightning_dterm.sandbox.client import Client, SlotState
 from lightning_dterm.sandbox.clients import SLOTS_PER_JUDGE, Clients
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, FENCES, Level
 from lightning_dterm.sandbox.plain import PlainClient
-from lightning_dterm.sandbox.result import Job, Limits, Result
+from lightning_dterm.sandbox.result import Job, Limits, Result, TestOutcome
 from lightning_dterm.sandbox.slot import SandboxUnavailable, Settings
+from lightning_dterm.sandbox.tickets import Results
 from lightning_dterm.types import CallTest
 
 if TYPE_CHECKING:
@@ -197,3 +198,28 @@ def _python_job(job: Job | ProgramJob) -> Job:
             "lightning_dterm.execution.TaskJudge (Python and others), or Sandbox(language='cpp') for another language."
         )
     return job
+
+
+class Runner(Protocol):
+    """What :func:`judge_all` needs of a :class:`Sandbox`."""
+
+    def run_many(self, jobs: Sequence[Job]) -> Sequence[Result]:
+        """Judge Python programs; results in the order of ``jobs``."""
+
+
+def judge_all(runner: Runner, jobs: Sequence[Job]) -> list[Result]:
+    """Judge programs; a job that cannot be judged is ``infra`` and says why, and costs no other its verdict.
+
+    Raises:
+        SandboxUnavailable: the workers cannot be started or isolated as asked.
+    """
+    if not isinstance(runner, Sandbox):
+        return list(runner.run_many(jobs))
+    pending, results = runner.run_many(jobs, lazy=True), []
+    for place, job in enumerate(jobs):
+        try:
+            results.append(pending[place])
+        except ValueError as error:
+            outcomes = tuple(TestOutcome(False, "infra", test.visible) for test in job.tests)
+            results.append(Result("infra", outcomes, exception=str(error)[:300], trust=job.trust))
+    return results

@@ -20,16 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lightning_dterm.sandbox import wire
 from lightning_dterm.sandbox.asserts import Plan, read_test
 from lightning_dterm.sandbox.expect import Expectation, Recorder
 from lightning_dterm.sandbox.result import STATUSES, Job, Result, TestOutcome, Trust
-from lightning_dterm.sandbox.sandbox import Sandbox
+from lightning_dterm.sandbox.sandbox import Sandbox, judge_all
 from lightning_dterm.types import CallTest
 
 Kind = Literal["literal", "evaluated", "stub", "in_process"]
 KINDS: tuple[str, ...] = get_args(Kind)
 MAX_ROUNDS = 16
 _MAX_IMPORTS = 4
+_DEPTH = 2  # of a known outcome among the arguments of run_round
 _RUNTIME = Path(__file__).with_name("stub_runtime.py").read_text("utf-8")
 _BESIDE = f"""
 
@@ -197,7 +199,7 @@ def run_suites(sandbox: Sandbox, pairs: Sequence[tuple[str, Suite]]) -> list[Ass
     beside = [i for i, (_, suite) in enumerate(pairs) if suite.kind == "in_process"]
     recorders = [Recorder() for _ in beside]
     jobs += [_beside(*pairs[i], recorder) for i, recorder in zip(beside, recorders, strict=True)]
-    results = list(sandbox.run_many(jobs))
+    results = judge_all(sandbox, jobs)
     for i, result in zip(direct, results, strict=False):
         if result.status != "failed" or not (result.exception or "").startswith(_UNPLAIN):
             found[i] = AssertResult(result, "values", pairs[i][1].kind)
@@ -234,7 +236,8 @@ def _well_formed(found: Any) -> bool:
     return (
         type(found) is dict and found.keys() == keys and type(found["ended"]) is str and type(found["sites"]) is list
         and all(type(site) is tuple and len(site) == 3 for site in found["sites"]) and type(found["last"]) is tuple
-        and type(found["calls"]) is list and type(found["emitted"]) is list and len(found["last"]) == 2
+        and type(found["calls"]) is list and all(type(call) is tuple and len(call) == 2 for call in found["calls"])
+        and type(found["emitted"]) is list and len(found["last"]) == 2
     )  # fmt: skip
 
 
@@ -247,7 +250,7 @@ def _verdict(found: dict[str, Any], base: Result, suite: Suite) -> Result:
     outcomes = []
     for site in range(suite.plan.n_sites):
         status, line = sites.get(site, ("passed", None) if ended == "ok" else rest)
-        line = line if type(line) is int and line > 0 else None
+        line = line if type(line) is int and 0 < line < 1 << 31 else None
         status = status if status in STATUSES else "error"
         outcomes.append(TestOutcome(status == "passed", status, suite.visible, line))
     if ended != "ok" and outcomes and all(outcome.passed for outcome in outcomes):
@@ -289,7 +292,12 @@ class _StubRun:
             if recorder.returned and not _is_claim(recorder.value):
                 self.result = replace(_spread(self.base, "forged", self.suite), status="forged")
                 return
-            self.outcomes.append((request, recorder.value if recorder.returned else ("dead", outcome.status)))
+            known = (request, recorder.value if recorder.returned else ("dead", outcome.status))
+            try:
+                wire.encode(known, _DEPTH)
+            except wire.Refused:  # as an argument it lies deeper than as a claim
+                known = (request, ("dead", "failed"))
+            self.outcomes.append(known)
 
     def take_round(self, found: dict[str, Any] | None, failure: str) -> None:
         """What the test's process reports: a verdict, or further calls."""
@@ -302,7 +310,7 @@ class _StubRun:
         elif not found["pending"]:
             self.result = _verdict(found, self.base, self.suite)
             return
-        elif len(found["calls"]) > len(self.outcomes) or repr(found["calls"]) != repr(self.requests):
+        elif len(found["calls"]) > len(self.outcomes) or _form(found["calls"]) != _form(self.requests):
             self.requests = found["calls"]
             return
         else:
@@ -324,6 +332,11 @@ class _StubRun:
         return AssertResult(result, "values", self.suite.kind, self.processes, tuple(self.requests))
 
 
+def _form(value: Any) -> bytes:
+    """A text that is equal exactly where type and value are, NaN included."""
+    return wire.dumps(wire.encode(value))
+
+
 def _is_claim(value: Any) -> bool:
     """Whether a call's outcome has the form of ``stub_runtime.call``'s."""
     if type(value) is not tuple or len(value) not in (3, 5) or type(value[-1]) is not tuple:
@@ -338,7 +351,7 @@ def _run_stubs(sandbox: Sandbox, runs: Sequence[_StubRun]) -> None:
         if not active:
             return
         recorders = [[Recorder() for _ in run.requests] for run in active]
-        results = list(sandbox.run_many([run.job(keep) for run, keep in zip(active, recorders, strict=True)]))
+        results = judge_all(sandbox, [run.job(keep) for run, keep in zip(active, recorders, strict=True)])
         for run, result, keep in zip(active, results, recorders, strict=True):
             run.take_calls(result, keep)
         active = [run for run in active if run.result is None]
@@ -356,7 +369,7 @@ def _rounds(sandbox: Sandbox, items: Iterable[tuple[Suite, list[Any]]]) -> list[
         arguments = (suite.context, source, plan.entry_point, suite.seed, outcomes)
         jobs.append(Job(_RUNTIME, "run_round", (CallTest(arguments, recorders[-1]),)))
     found: list[tuple[dict[str, Any] | None, str]] = []
-    for recorder, result in zip(recorders, sandbox.run_many(jobs), strict=True):
+    for recorder, result in zip(recorders, judge_all(sandbox, jobs), strict=True):
         failure = result.per_test[0].status if result.per_test else result.status
         if failure in ("failed", "error") and result.exception:
             failure = result.exception

@@ -21,6 +21,10 @@ from typing import Any, NoReturn
 
 FILENAME = "<program>"
 MAX_DRAINED = 20_000
+MAX_DIGITS = 20_000
+_FORMS: dict[str, tuple[tuple[int, ...], tuple[type, ...]]] = {
+    "c": ((2,), (float,)), "r": ((3,), (int,)), "F": ((2,), (int,)), "D": ((1,), (str,)), "?": ((2,), (str, bool)),
+}  # fmt: skip
 _TAGS: dict[str, Any] = {
     "l": list, "t": tuple, "s": set, "f": frozenset, "q": collections.deque, "i": iter, "y": bytearray,
     "K": lambda items: dict.fromkeys(items).keys(), "V": lambda items: dict(enumerate(items)).values(),
@@ -133,6 +137,10 @@ def unpack(data: Any, owners: tuple[Any, ...] = ()) -> Any:
         return dict(zip(values[::2], values[1::2], strict=True))
     if tag == "a":
         return owners[items[0]]
+    if tag in _FORMS and not (len(items) in _FORMS[tag][0] and all(type(item) in _FORMS[tag][1] for item in items)):
+        raise ValueError("not what is packed under this tag")  # Fraction("1e99999999") would compute for hours
+    if tag == "D" and len(items[0]) > MAX_DIGITS:
+        raise ValueError("a number of too many digits")
     simple = {"c": complex, "r": range, "F": fractions.Fraction, "D": decimal.Decimal, "?": Opaque}
     if tag in simple:
         return simple[tag](*items)
@@ -160,7 +168,16 @@ def call(namespace: dict[str, Any], entry_point: str, request: tuple[Any, Any]) 
 
 def _changes(owners: tuple[Any, ...], before: list[Any]) -> tuple[Any, ...]:
     after = [pack(owner, True) for owner in owners]
-    return tuple((place, new) for place, new in enumerate(after) if repr(new) != repr(before[place]))
+    return tuple((place, new) for place, new in enumerate(after) if not same(new, before[place]))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two packed values agree in type and value (NaN agrees with itself); no text is made of a large int."""
+    if type(one) is not type(other):
+        return False
+    if type(one) is tuple:
+        return len(one) == len(other) and all(map(same, one, other))
+    return repr(one) == repr(other) if type(one) is float else bool(one == other)
 
 
 def _describe(error: BaseException) -> tuple[str, str, int | None]:
@@ -218,7 +235,7 @@ class Session:
             raise
         index = len(self.calls)
         self.calls.append(request)
-        if index < len(self.outcomes) and repr(self.outcomes[index][0]) != repr(request):
+        if index < len(self.outcomes) and not same(self.outcomes[index][0], request):
             del self.outcomes[index:]  # another path than last round's: what follows is not known any more
         if index >= len(self.outcomes):
             self.pending = True

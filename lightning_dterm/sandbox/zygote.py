@@ -79,15 +79,24 @@ class Scratch:
         self._kernel, self._plan = kernel, plan
         self._folder = folder
         self.cwd = os.path.join(folder, "cwd") if plan is None else namespaces.CWD
-        self._untouched = -1
+        self._untouched: tuple[int, ...] = ()  # no folder is there
 
     def prepare(self) -> None:
         """Make it, if the last program touched it."""
         if self._plan is None:
             os.makedirs(self.cwd, mode=0o700, exist_ok=True)
-        elif self._untouched < 0:
+        elif not self._untouched:
             namespaces.mount_scratch(self._kernel, self._plan)
-            self._untouched = os.stat(self.cwd).st_ctime_ns
+            self._untouched = self._look()
+
+    def _look(self) -> tuple[int, ...]:
+        """What tells a fresh folder from a used one; times alone do not, which move by a tick of the kernel's clock."""
+        try:
+            seen = os.stat(self.cwd)
+            entries = len(os.listdir(self.cwd))
+        except OSError:
+            return (-1,)
+        return (seen.st_ctime_ns, seen.st_mtime_ns, seen.st_mode, seen.st_nlink, seen.st_size, seen.st_uid, entries)
 
     def flooded(self) -> bool:
         """Whether the program wrote more than it may (a tmpfs needs no watching: it is bounded)."""
@@ -96,9 +105,9 @@ class Scratch:
     def clean(self) -> None:
         """Throw away what the program left."""
         if self._plan is not None:
-            if os.stat(self.cwd).st_ctime_ns != self._untouched:
+            if self._look() != self._untouched:
                 namespaces.unmount_scratch(self._kernel)
-                self._untouched = -1
+                self._untouched = ()
         elif os.listdir(self._folder) != ["cwd"] or os.path.islink(self.cwd) or os.listdir(self.cwd):
             empty_folder(self._folder)
             if os.listdir(self._folder):
