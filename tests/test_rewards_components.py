@@ -279,7 +279,7 @@ def test_efficiency_measures_each_reference_once(sandbox: Sandbox, monkeypatch: 
     samples = [make_sample(SQUARE, box=sandbox) for _ in range(3)]
     calls = []
     run_many = sandbox.run_many
-    monkeypatch.setattr(sandbox, "run_many", lambda jobs: calls.append(len(jobs)) or run_many(jobs))
+    monkeypatch.setattr(sandbox, "run_many", lambda jobs, **how: calls.append(len(jobs)) or run_many(jobs, **how))
     component.score(samples)
     component.score(samples)
     assert calls == [1]

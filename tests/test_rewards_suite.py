@@ -159,7 +159,7 @@ def test_our_own_accidents_are_masked_never_zero() -> None:
 def test_equal_programs_run_once(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     run_many = sandbox.run_many
-    monkeypatch.setattr(sandbox, "run_many", lambda jobs: seen.append(len(jobs)) or run_many(jobs))
+    monkeypatch.setattr(sandbox, "run_many", lambda jobs, **how: seen.append(len(jobs)) or run_many(jobs, **how))
     result = RewardSuite([TestsReward()], sandbox).score(
         [make_sample(SQUARE), make_sample(SQUARE), make_sample("f = abs")]
     )
