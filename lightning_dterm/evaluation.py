@@ -220,7 +220,7 @@ def _record(
 ) -> SampleRecord:
     task = sample.task
     accepted = tuple(task.metadata.get("accepted", ()))
-    matches = exact_match(sample.code, task.reference, accepted) if task.reference or accepted else None
+    matches = exact_match(sample.code, task.reference, accepted, task.language) if task.reference or accepted else None
     return SampleRecord(
         task_id=task.task_id,
         task_type=task.task_type,

@@ -108,6 +108,24 @@ def test_exact_match(completion, reference, accepted, published, ours) -> None:
     assert exact_match(completion, reference, accepted) is ours
 
 
+@pytest.mark.parametrize(
+    ("completion", "matches"),
+    [
+        ("t = 0\n    for x in xs:\n        t += x\n    return t", True),
+        ("t  =  0\n\n    for x in  xs:  \n\tt += x\n    return t\n", True),  # blanks in lines, a tab of eight columns
+        ("    t = 0\n    for x in xs:\n        t += x\n    return t", True),  # the prompt's indent
+        ("t = 0\n    for x in xs:\n        t += x\n        return t", False),  # returns in its first round
+        ("t = 0 for x in xs: t += x return t", False),
+        ("", False),
+    ],
+)
+def test_in_python_exact_match_minds_indentation(completion: str, matches: bool) -> None:
+    reference = "t = 0\n    for x in xs:\n        t += x\n    return t\n"
+    assert exact_match(completion, reference, language="Python") is matches
+    assert exact_match(completion, "z", [reference], "python") is matches
+    assert exact_match(completion, reference, language="java") is bool(completion)
+
+
 @needs_shared
 @pytest.mark.parametrize(
     ("task", "bleu", "accuracy"),

@@ -34,7 +34,7 @@ class SampleRecord:
         task_type: Groups the figures.
         length: Tokens of the completion.
         success: The task's own success metric, in [0, 1].
-        exact_match: Equal to the reference, white space folded.
+        exact_match: Equal to the reference (:func:`lightning_dterm.metrics.exact_match`).
         compiles: The program compiles or parses without error.
         violations: Linter's diagnostics.
         lines: Lines of code that the linter saw.

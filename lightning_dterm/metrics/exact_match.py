@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lightning_dterm.sandbox.languages import canonical
+
 
 def codexglue_exact_match(completion: str, reference: str) -> bool:
     """Equality of the stripped lines, as CodeXGLUE's code-to-code evaluator counts accuracy."""
@@ -15,7 +17,22 @@ def fold_white_space(text: str) -> str:
     return " ".join(text.split())
 
 
-def exact_match(completion: str, reference: str, accepted: Iterable[str] = ()) -> bool:
-    """Equality with the reference, or with any other accepted text, white space folded."""
-    folded = fold_white_space(completion)
-    return any(folded == fold_white_space(text) for text in (reference, *accepted))
+def fold_within_lines(text: str) -> str:
+    """``text`` with white space folded inside its lines only: for languages where indentation means something.
+
+    Blank lines and blanks at the ends of lines go, tabs count to the next multiple of eight columns. The first line's
+    indentation goes too: a completion may start in the middle of a line.
+    """
+    lines = [line.expandtabs() for line in text.splitlines() if line.strip()]
+    indents = [0, *(len(line) - len(line.lstrip()) for line in lines[1:])]
+    return "\n".join(" " * indent + fold_white_space(line) for indent, line in zip(indents, lines, strict=False))
+
+
+def exact_match(completion: str, reference: str, accepted: Iterable[str] = (), language: str = "") -> bool:
+    """Equality with the reference, or with any other accepted text, white space folded where it means nothing.
+
+    In Python a statement moved out of its loop is another program, so there the lines and their indentation count.
+    """
+    fold = fold_within_lines if canonical(language) == "python" else fold_white_space
+    folded = fold(completion)
+    return any(folded == fold(text) for text in (reference, *accepted))

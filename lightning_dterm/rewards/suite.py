@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lightning_dterm.execution import Request, TaskJudge, judge_for
+from lightning_dterm.metrics.exact_match import exact_match
 from lightning_dterm.rewards.base import Progress, RewardComponent
 from lightning_dterm.rewards.columns import Column, ComponentRunner, is_infra
 from lightning_dterm.sandbox import Sandbox
@@ -309,21 +310,15 @@ def outcome_of(sample: Sample) -> float:
     """The task's own success on what no reward reads; NaN where unknown.
 
     ``tests``: share of hidden tests passed; unknown where they ran in the program's own process, since what it claims
-    is no success to learn from. ``exact_match``: 1 if the code equals, white space folded, the reference
-    or any of ``metadata["accepted"]``.
+    is no success to learn from. ``exact_match``: as :func:`lightning_dterm.metrics.exact_match`.
     """
     task = sample.task
     if task.success_metric == "exact_match":
-        accepted = {_fold(text) for text in (task.reference, *task.metadata.get("accepted", ()))}
-        return float(_fold(sample.code) in accepted)
+        return float(exact_match(sample.code, task.reference, task.metadata.get("accepted", ()), task.language))
     if sample.execution is None or is_infra(sample) or sample.execution.claimed(visible=False):
         return math.nan
     share = sample.execution.share_passed(visible=False)
     return math.nan if share is None else share
-
-
-def _fold(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _identity(request: Request) -> Hashable:
