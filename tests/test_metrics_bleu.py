@@ -113,7 +113,7 @@ def test_exact_match(completion, reference, accepted, published, ours) -> None:
     [
         ("t = 0\n    for x in xs:\n        t += x\n    return t", True),
         ("t  =  0\n\n    for x in  xs:  \n\tt += x\n    return t\n", True),  # blanks in lines, a tab of eight columns
-        ("    t = 0\n    for x in xs:\n        t += x\n    return t", True),  # the prompt's indent
+        ("    t = 0\n    for x in xs:\n        t += x\n    return t", False),
         ("t = 0\n    for x in xs:\n        t += x\n        return t", False),  # returns in its first round
         ("t = 0 for x in xs: t += x return t", False),
         ("", False),

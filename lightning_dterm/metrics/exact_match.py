@@ -20,12 +20,10 @@ def fold_white_space(text: str) -> str:
 def fold_within_lines(text: str) -> str:
     """``text`` with white space folded inside its lines only: for languages where indentation means something.
 
-    Blank lines and blanks at the ends of lines go, tabs count to the next multiple of eight columns. The first line's
-    indentation goes too: a completion may start in the middle of a line.
+    Blank lines and blanks at the ends of lines go, tabs count to the next multiple of eight columns.
     """
     lines = [line.expandtabs() for line in text.splitlines() if line.strip()]
-    indents = [0, *(len(line) - len(line.lstrip()) for line in lines[1:])]
-    return "\n".join(" " * indent + fold_white_space(line) for indent, line in zip(indents, lines, strict=False))
+    return "\n".join(" " * (len(line) - len(line.lstrip())) + fold_white_space(line) for line in lines)
 
 
 def exact_match(completion: str, reference: str, accepted: Iterable[str] = (), language: str = "") -> bool:
