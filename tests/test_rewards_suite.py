@@ -179,7 +179,13 @@ def test_evidence_is_mapped_from_the_program_to_the_text(sandbox: Sandbox) -> No
 
 def test_outcome_by_exact_match_folds_white_space() -> None:
     task = {"success_metric": "exact_match", "reference": "a  b\n", "metadata": {"accepted": ("c d",)}}
-    assert [outcome_of(make_sample(code, **task)) for code in (" a b", "c\td", "ab", "")] == [1.0, 1.0, 0.0, 0.0]
+    assert [outcome_of(make_sample(code, **task)) for code in ("a b ", "c\td", "ab", " a b", "")] == [
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
     assert math.isnan(outcome_of(make_sample("x")))
 
 
