@@ -6,13 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dterm.structure import DataFlow, data_flow, overlap, shared_parser, unmatched
+from lightning_dterm.structure import DataFlow, SubtreeReference, data_flow, overlap, shared_parser, unmatched
 from lightning_dterm.structure.compiled import compile_table
 from lightning_dterm.structure.parsing import grammar
 from lightning_dterm.structure.tables import TABLES, Table, Update
@@ -238,6 +239,31 @@ def test_the_hash_seed_changes_nothing() -> None:
     }  # fmt: skip
     assert len(printed) == 1
     assert "Overlap" in printed.pop()
+
+
+@pytest.mark.parametrize("name", ["when", "file", "from", "var", "where"])
+def test_names_that_are_keywords_elsewhere_are_names(name: str) -> None:
+    text = "int F(int x) { var y = x + 1; x = y; return G(x).x; }"
+    renamed = re.sub(r"\bx\b", name, text)
+    ours, theirs = shared_parser().parse_many([(renamed, "csharp"), (text, "csharp")])
+    assert ours is not None
+    assert theirs is not None
+    assert not ours.has_error
+    assert data_flow(ours).items == data_flow(theirs).items
+    reference = SubtreeReference(theirs)
+    assert reference.overlap(reference.number(ours)).f1 == 1
+
+
+@pytest.mark.parametrize("value", ["this", "default"])  # keywords, which are no tokens of the data flow
+def test_a_table_may_say_that_values_without_tokens_define_nothing(value: str) -> None:
+    text = f"void F(A t) {{ t = {value}; return t; }}"
+    tree = shared_parser().parse(text, "csharp")
+    assert tree is not None
+    published = compile_table(grammar("csharp"), replace(TABLES["csharp"], empty_values=False))
+    found = data_flow(tree, published)
+    assert [text[low:high] for low, high in found.ranges] == ["t"]
+    assert [item[1:] for item in found.items] == [("comesFrom", (0,))]
+    assert (0, "computedFrom", ()) in data_flow(tree).items
 
 
 def test_a_table_for_another_grammar_says_so() -> None:

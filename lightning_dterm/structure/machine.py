@@ -177,7 +177,8 @@ class Machine:
         self.used.update(sources)
         for node, name in places.items():
             entry = self.nodes.get(node)
-            if entry is None and (sources or self.table.empty_values or not values):
+            declared = not values and relation == "comesFrom"  # an assignment has a value, be it a bare ``this``
+            if entry is None and (sources or declared or self.table.empty_values):
                 entry = self.nodes[node] = Node(relation, name)
             if entry is not None:
                 entry.sources.update(sources)

@@ -49,8 +49,12 @@ def load(index: int) -> Any:
     return tree_sitter.Language(getattr(importlib.import_module(module), function)())
 
 
-def flatten(tree: Any) -> tuple[array[int], ...]:
-    """The nodes of a tree in preorder, as the five arrays of a reply."""
+def flatten(tree: Any, identifier: int | None = None) -> tuple[array[int], ...]:
+    """The nodes of a tree in preorder, as the five arrays of a reply.
+
+    Nodes of the kind ``identifier`` are tokens: what stands below one (C#: the keyword that ``when`` is elsewhere) is
+    left out.
+    """
     kinds, fields, starts, ends, stops = (array(code) for code in TYPECODES)
     cursor = tree.walk()
     first_child, next_sibling, parent = cursor.goto_first_child, cursor.goto_next_sibling, cursor.goto_parent
@@ -62,12 +66,12 @@ def flatten(tree: Any) -> tuple[array[int], ...]:
         field = cursor.field_id or 0
         if start == end and node.is_missing:
             field |= MISSING
-        kinds.append(node.kind_id)
+        kinds.append(kind := node.kind_id)
         fields.append(field)
         starts.append(start)
         ends.append(end)
         stops.append(0)
-        if first_child():
+        if kind != identifier and first_child():
             open_nodes.append(index)
             index += 1
             continue
@@ -160,7 +164,8 @@ class Worker:
             return refused(tree_sitter.Parser(self.languages[index]), source).tobytes()
         tree = self.parsers[index].parse(source)
         if task == TREE:
-            return b"".join([values.tobytes() for values in flatten(tree)])
+            identifier = self.languages[index].id_for_node_kind("identifier", True)
+            return b"".join([values.tobytes() for values in flatten(tree, identifier)])
         return bytes([tree.root_node.has_error]) if task == BROKEN else errors(tree.root_node).tobytes()
 
 
