@@ -1,16 +1,19 @@
-"""What share of an iteration the attribution path takes, from the phase times that a run logged.
+"""What share of an iteration the attribution path takes, from the phase times that a run of the quickstart logs.
 
-Usage: ``python benchmarks/attribution.py RUN [--out benchmarks/results/attribution.json]`` after, for example, ``python
-train.py fit -c configs/quickstart.yaml --trainer.max_steps 30 --trainer.logger.save_dir RUNS``. The phase
-``attribution`` is offsets and token rewards. Evidence is made by the components as they score, so ``upper_bound`` adds
-*all* the time of the components that give spans without running a program.
+    python benchmarks/attribution.py --steps 30 --run runs/attribution --out benchmarks/results/attribution.json
+
+The run is ``configs/quickstart.yaml``, seed 0, stopped after so many rollouts; it is trained where ``--run`` does not
+hold it yet. The phase ``attribution`` is offsets and token rewards. Evidence is made by the components as they score,
+so ``upper_bound`` adds *all* the time of the components that give spans without running a program.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.provenance import measured, write
+from benchmarks.provenance import ROOT, provenance, write
+from benchmarks.quickstart import command_for
 
 PHASES = ("rollout", "reward", "weighting", "attribution", "advantage", "update")
 WITH_SPANS = ("compile", "similarity", "style")
@@ -52,14 +56,35 @@ def shares(seconds: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Read, print and save."""
+def train(run: Path, steps: int) -> None:
+    """The quickstart's first rollouts, their log in ``run``."""
+    command = command_for(0, run.resolve(), ["--trainer.max_steps", str(steps)])
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="log folder of a run")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/attribution.json")
-    options = parser.parse_args()
-    result = {**measured(), **shares(read(options.run))}
-    result["command"] = "python benchmarks/attribution.py RUN"  # where the run lay says nothing
+    parser.add_argument("--steps", type=int, default=30, help="rollouts of the run")
+    parser.add_argument("--run", type=Path, default=Path("runs/attribution"), help="log folder of the run")
+    parser.add_argument("--trained_at", help="commit of a run that was there before")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attribution.json"))
+    return parser
+
+
+def main() -> None:
+    """Train where needed, read, print and save.
+
+    Raises:
+        SystemExit: The folder holds another run.
+    """
+    options = arguments().parse_args()
+    if not options.run.exists():
+        train(options.run, options.steps)
+    seconds = read(options.run)
+    if (found := len(seconds["iteration"])) != options.steps:
+        raise SystemExit(f"{options.run} holds {found} rollouts, not {options.steps}: remove it, or say --steps {found}")
+    result = {**provenance(options.trained_at), **shares(seconds)}
     print(json.dumps(result, indent=2))
     write(options.out, result)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import codexglue
+from benchmarks import attribution, codexglue
 from benchmarks.provenance import ROOT, provenance
 
 
@@ -34,6 +34,20 @@ def test_the_documented_command_is_accepted() -> None:
     (line,) = [line for line in str(codexglue.__doc__).splitlines() if "python benchmarks/codexglue.py" in line]
     args = codexglue.parser().parse_args(shlex.split(line)[2:])
     assert (args.data_dir, args.trained_at) == ("$DIR", "$COMMIT")
+
+
+def test_the_attribution_command_is_complete() -> None:
+    (line,) = [line for line in str(attribution.__doc__).splitlines() if "python benchmarks/attribution.py" in line]
+    assert vars(attribution.arguments().parse_args(shlex.split(line)[2:])) == vars(attribution.arguments().parse_args([]))
+
+
+def test_the_attribution_share_by_hand() -> None:
+    phases = {name: [1.0, 1.0] for name in ("rollout", "weighting", "advantage", "update")}
+    seconds = {**phases, "iteration": [10.0, 30.0], "reward": [2.0, 6.0], "attribution": [0.1, 0.3]}
+    found = attribution.shares({**seconds, "reward_style": [0.2, 0.2], "reward_tests": [9.0, 9.0]})
+    assert (found["rollouts"], found["seconds_per_iteration"]) == (2, 20.0)
+    assert (found["offsets_and_token_rewards"], found["upper_bound"]) == (0.01, 0.02)
+    assert (found["phase_share"]["reward"], found["phase_share"]["update"]) == (0.2, 0.05)
 
 
 def recorded(value: Any) -> Iterator[str]:
