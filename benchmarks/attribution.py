@@ -83,7 +83,7 @@ def main() -> None:
         train(options.run, options.steps)
     seconds = read(options.run)
     if (found := len(seconds["iteration"])) != options.steps:
-        raise SystemExit(f"{options.run} holds {found} rollouts, not {options.steps}: remove it, or say --steps {found}")
+        raise SystemExit(f"{options.run} holds {found} rollouts, not {options.steps}: remove it, or --steps {found}")
     result = {**provenance(options.trained_at), **shares(seconds)}
     print(json.dumps(result, indent=2))
     write(options.out, result)

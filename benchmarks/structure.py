@@ -9,7 +9,8 @@
         tree-sitter-c-sharp==0.21.3
 
 The second ``PYTHON`` has the grammars of this project: its own environment, copied, with ``pip install --no-deps
-codebleu==0.7.0``. ``FOLDER`` holds CodeXGLUE's published outputs of RoBERTa (code), ``{java-cs,cs-java}-model1.{output,gold}``.
+codebleu==0.7.0``. ``FOLDER`` holds CodeXGLUE's published outputs of RoBERTa (code),
+``{java-cs,cs-java}-model1.{output,gold}``.
 
 Agreement asks of each pair whether our recall equals the package's score. The pairs on which the package itself agrees
 with itself under four hash seeds are looked at one by one: a known defect is mended in the package, or what our

@@ -38,7 +38,8 @@ def test_the_documented_command_is_accepted() -> None:
 
 def test_the_attribution_command_is_complete() -> None:
     (line,) = [line for line in str(attribution.__doc__).splitlines() if "python benchmarks/attribution.py" in line]
-    assert vars(attribution.arguments().parse_args(shlex.split(line)[2:])) == vars(attribution.arguments().parse_args([]))
+    parser = attribution.arguments()
+    assert vars(parser.parse_args(shlex.split(line)[2:])) == vars(parser.parse_args([]))
 
 
 def test_the_attribution_share_by_hand() -> None:

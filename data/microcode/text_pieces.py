@@ -87,16 +87,18 @@ WORD_PREDICATES = (
     ),
 )
 
+_SAME = Piece("same", "{v}", "{v}", ("",), ("{v}",), "")
+_UPPER = Piece(
+    "upper",
+    "{v}.upper()",
+    "{v}.toUpperCase()",
+    ("the upper-case forms of ", "the capital forms of "),
+    ("{v} in upper case", "{v} in capitals"),
+    "upper",
+)
 WORD_MAPS = (
-    Piece("same", "{v}", "{v}", ("",), ("{v}",), ""),
-    Piece(
-        "upper",
-        "{v}.upper()",
-        "{v}.toUpperCase()",
-        ("the upper-case forms of ", "the capital forms of "),
-        ("{v} in upper case", "{v} in capitals"),
-        "upper",
-    ),
+    _SAME,
+    _UPPER,
     Piece(
         "reverse",
         "{v}[::-1]",
@@ -268,15 +270,8 @@ CHARACTER_PREDICATES = (
     ),
 )
 CHARACTER_MAPS = (
-    Piece("same", "{v}", "{v}", ("",), ("{v}",), ""),
-    Piece(
-        "upper",
-        "{v}.upper()",
-        "{v}.toUpperCase()",
-        ("the upper-case forms of ", "the capital forms of "),
-        ("{v} in upper case", "{v} in capitals"),
-        "upper",
-    ),
+    _SAME,
+    _UPPER,
     Piece(
         "lower",
         "{v}.lower()",

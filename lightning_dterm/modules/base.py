@@ -152,27 +152,28 @@ class CodeModule(L.LightningModule):
         nothing = torch.zeros(1, 1, dtype=torch.float64)
         self.generate_responses(ids, torch.ones_like(ids), nothing, eos_ids=self.eos_ids, pad_id=self._pad_id)
 
-    def refuse_loss_scaling(self) -> None:
-        """Gradients are clipped before Lightning would unscale them, so a loss scaler cannot be used.
+    def refuse_wrong_training(self, option: str, schedule: str) -> None:
+        """Refuse settings of the trainer that would train wrongly without a word.
+
+        Args:
+            option: Name of the option that ``schedule`` is the value of.
+            schedule: Of the learning rate.
 
         Raises:
-            ValueError: Under ``precision 16-mixed``.
+            ValueError: Under loss scaling, since gradients are clipped before Lightning would unscale them; with
+                weights in half precision, to which Lightning would cast all that trains; or if the schedule needs
+                ``trainer.max_steps`` and that is not set.
         """
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError("trainer.precision 16-mixed is not supported: use bf16-mixed or 32-true")
-
-    def refuse_half_weights(self) -> None:
-        """Lightning would cast everything that trains, adapters and critics as well, to 16 bits.
-
-        Raises:
-            ValueError: Under ``precision bf16-true`` or ``16-true``.
-        """
         precision = self.trainer.precision
         if precision in ("bf16-true", "16-true"):
             raise ValueError(
                 f"training under trainer.precision {precision} loses small updates: use bf16-mixed (and, to load the "
                 "frozen weights of a LoRA run in half precision, actor.dtype bfloat16)"
             )
+        if schedule != "constant" and self.trainer.max_steps <= 0:
+            raise ValueError(f"{option} {schedule} needs trainer.max_steps, which is not set")
 
     # --- figures -----------------------------------------------------------------------------------------------------
 

@@ -157,14 +157,8 @@ class PPOModule(CodeModule):
                 ``trainer.max_steps`` and that is not set.
         """
         super().setup(stage)
-        if stage != "fit":
-            return
-        self.refuse_loss_scaling()
-        self.refuse_half_weights()
-        if self.optimizer_config.schedule != "constant" and self.trainer.max_steps <= 0:
-            raise ValueError(
-                f"optimizer.schedule {self.optimizer_config.schedule} needs trainer.max_steps, which is not set"
-            )
+        if stage == "fit":
+            self.refuse_wrong_training("optimizer.schedule", self.optimizer_config.schedule)
 
     def on_fit_start(self) -> None:
         """Refuse a run that has nothing to learn from.

@@ -130,12 +130,8 @@ class SupervisedModule(CodeModule):
                 ``trainer.max_steps`` and that is not set.
         """
         super().setup(stage)
-        if stage != "fit":
-            return
-        self.refuse_loss_scaling()
-        self.refuse_half_weights()
-        if self.schedule != "constant" and self.trainer.max_steps <= 0:
-            raise ValueError(f"schedule {self.schedule} needs trainer.max_steps, which is not set")
+        if stage == "fit":
+            self.refuse_wrong_training("schedule", self.schedule)
 
     def encode(self, tasks: list[CodeTask]) -> tuple[Tensor, Tensor, Tensor]:
         """``ids``, attention ``mask`` and loss ``weights`` of targets, each ``[B, L]``, right-padded.

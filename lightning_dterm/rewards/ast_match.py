@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_dterm.rewards.structural import StructuralReward
-from lightning_dterm.structure import Measure, SubtreeReference, SyntaxTree, TreeParser, differences
+from lightning_dterm.structure import SubtreeReference, SyntaxTree, differences
 from lightning_dterm.types import RewardResult
 
 
@@ -19,25 +19,9 @@ class AstMatchReward(StructuralReward[SubtreeReference]):
     (:func:`lightning_dterm.structure.differences`). Programs with syntax errors are compared as far as tree-sitter
     makes sense of them; one it cannot parse within its limits scores 0. For completion tasks both programs start with
     the task's prefix.
-
-    Args:
-        name: Column name.
-        measure: ``f1``, ``precision`` or ``recall``.
-        cache_size: References kept, the most recently used.
-        parser: Default: the one that all components of the process share.
-
-    Raises:
-        ValueError: an unknown measure, or a cache without room.
     """
 
-    def __init__(
-        self,
-        name: str = "ast_match",
-        measure: Measure = "f1",
-        cache_size: int = 1024,
-        parser: TreeParser | None = None,
-    ) -> None:
-        super().__init__(name, measure, cache_size, parser)
+    name = "ast_match"
 
     def build(self, tree: SyntaxTree) -> SubtreeReference:
         """Number the reference's subtrees."""

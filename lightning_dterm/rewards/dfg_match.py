@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_dterm.rewards.structural import StructuralReward
-from lightning_dterm.structure import DataFlow, Measure, SyntaxTree, TreeParser, data_flow, overlap, unmatched
+from lightning_dterm.structure import DataFlow, SyntaxTree, data_flow, overlap, unmatched
 from lightning_dterm.types import RewardResult, Span
 
 
@@ -17,25 +17,9 @@ class DfgMatchReward(StructuralReward[DataFlow]):
 
     Evidence: the tokens of the program's variables whose items the reference does not have. Where all of them match
     and some are missing, no place is to blame. For completion tasks both programs start with the task's prefix.
-
-    Args:
-        name: Column name.
-        measure: ``f1``, ``precision`` or ``recall``.
-        cache_size: References kept, the most recently used.
-        parser: Default: the one that all components of the process share.
-
-    Raises:
-        ValueError: an unknown measure, or a cache without room.
     """
 
-    def __init__(
-        self,
-        name: str = "dfg_match",
-        measure: Measure = "f1",
-        cache_size: int = 1024,
-        parser: TreeParser | None = None,
-    ) -> None:
-        super().__init__(name, measure, cache_size, parser)
+    name = "dfg_match"
 
     def build(self, tree: SyntaxTree) -> DataFlow | None:
         """Extract the reference's data flow; None where it has none."""

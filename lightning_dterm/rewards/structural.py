@@ -27,14 +27,29 @@ class StructuralReward(RewardComponent, Generic[R]):
     """Compares a program's syntax tree with its reference's; subclasses say how.
 
     ``R`` is what a reference is made into once and compared with many programs.
+
+    Args:
+        name: Column name; default: the class's.
+        measure: ``f1``, ``precision`` or ``recall``.
+        cache_size: References kept, the most recently used.
+        parser: Default: the one that all components of the process share.
+
+    Raises:
+        ValueError: an unknown measure, or a cache without room.
     """
 
-    def __init__(self, name: str, measure: Measure, cache_size: int, parser: TreeParser | None) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        measure: Measure = "f1",
+        cache_size: int = 1024,
+        parser: TreeParser | None = None,
+    ) -> None:
         if measure not in MEASURES:
             raise ValueError(f"{type(self).__name__}: measure must be one of {', '.join(MEASURES)}, got {measure!r}.")
         if cache_size < 1:
             raise ValueError(f"{type(self).__name__}: cache_size must be at least 1, got {cache_size}.")
-        self.name, self.measure, self.cache_size = name, measure, cache_size
+        self.name, self.measure, self.cache_size = name or type(self).name, measure, cache_size
         self._parser = parser
         self._references: OrderedDict[tuple[str, str], R | None] = OrderedDict()
 
