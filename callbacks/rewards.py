@@ -40,8 +40,8 @@ class RewardComputation(RolloutCallback):
     """Scores every completion of a rollout with every component: begun on ``on_generation_end``, so that programs run
     beside the models' forward passes, and collected on ``on_rollout_end``.
 
-    Each process scores its own samples, in its own sandbox. Counts of samples and failures are part of the
-    checkpoint, per rank.
+    Each process scores its own samples, in its own sandbox, and judges their failures by itself; where one must stop,
+    all do. Counts of samples and failures are part of the checkpoint, per rank.
 
     Args:
         components: Reward components in column order, or import paths of TRL-style functions
@@ -52,8 +52,8 @@ class RewardComputation(RolloutCallback):
         min_level: Least isolation of programs to accept (``none``, ``process``, ``syscalls``, ``kernel``,
             ``namespaces``); below it the run is refused.
         overlap: Run programs while the models score the rollout; False runs them afterwards. Scores are the same.
-        max_failures: Share of failed scores of one component, over the last ``window``, that stops the run.
-        window: Scores remembered per component.
+        max_failures: Share of failed scores of one component, over a process's last ``window``, that stops the run.
+        window: Scores remembered per component and process; the share is judged once half of them are in.
         timeout_s: Seconds that a component may take for one batch, where it does not say itself.
         extractor: ``(text, language) -> ((start, end), ...)``, which parts of a completion are code; default:
             :func:`lightning_dterm.attribution.extract.extract_code`.

@@ -71,5 +71,9 @@ def test_the_yaml_is_read(rewards: types.ModuleType) -> None:
         config = {"callback": {"class_path": "lightning_dterm.callbacks.RewardComputation", "init_args": arguments}}
         made = parser.instantiate(parser.parse_object(config)).callback
         names.append(made.component_names)
-    assert names == [("tests", "no_print"), ("in_the_unit_interval", "reads_the_reference")]
-    assert made.suite.components[1].low == -1
+        low = [getattr(component, "low", None) for component in made.suite.components]
+        assert low == [
+            {"reads_the_reference": -1, "in_the_unit_interval": 0}.get(name) for name in made.component_names
+        ]
+    assert names == [("tests", "no_print"), ("in_the_unit_interval", "reads_the_reference"), ("reads_the_reference",)]
+    assert made.suite.components[0].overlaps

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_dterm.rewards.base import Logged, Progress, RewardComponent
 from lightning_dterm.rewards.function_async import EventLoop, Ticket
+from lightning_dterm.rewards.function_process import FunctionProcess
 from lightning_dterm.task_tests import visible_metadata
 from lightning_dterm.types import CodeTask, RewardResult, Sample
 
@@ -45,9 +46,13 @@ class FunctionReward(RewardComponent):
             where the task has them, else one message of the user with the whole prompt.
         overlap: See :attr:`RewardComponent.overlaps`; default: for ``async def`` only.
         timeout_s: See :attr:`RewardComponent.timeout_s`.
+        isolate: Call it in a process of its own, which imports it anew and is killed where the call takes too long: for
+            what may crash, or hold Python's global lock (a regular expression that backtracks), which would keep
+            everything else from going on, the timeout as well. Such a call may overlap with all else.
 
     Raises:
-        ValueError: ``low`` is not below ``high``, ``timeout_s`` is not positive, or the path names no function.
+        ValueError: ``low`` is not below ``high``, ``timeout_s`` is not positive, the path names no function, or one
+            that is to be isolated cannot be imported elsewhere (a lambda, a function of the main script).
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class FunctionReward(RewardComponent):
         conversational: bool = False,
         overlap: bool | None = None,
         timeout_s: float | None = None,
+        isolate: bool = False,
     ) -> None:
         if not low < high or not math.isfinite(high - low):
             raise ValueError(f"FunctionReward: low must be below high, both finite, got {low} and {high}.")
@@ -71,7 +77,8 @@ class FunctionReward(RewardComponent):
         self.low, self.high, self.clip, self.conversational = low, high, clip, conversational
         self.task_types = None if task_types is None else frozenset(task_types)
         self.timeout_s = timeout_s
-        self.overlaps = _is_async(self.function) if overlap is None else overlap
+        self._process = FunctionProcess(self.function) if isolate else None
+        self.overlaps = isolate or _is_async(self.function) if overlap is None else overlap
         self._accepted, self._needed = _parameters(self.function)
         self._progress = Progress()
         self._logged = _Log(0)
@@ -93,9 +100,16 @@ class FunctionReward(RewardComponent):
         return self._logged.result()
 
     def cancel(self) -> None:
-        """Cancel an asynchronous function; any other goes on until it returns."""
+        """End an isolated call, cancel an asynchronous function; any other goes on until it returns."""
+        if self._process is not None:
+            self._process.kill()
         if (running := self._ticket) is not None:
             running[0].cancel(running[1])
+
+    def close(self) -> None:
+        """End the function's process."""
+        if self._process is not None:
+            self._process.close()
 
     def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
         """Call the function once for the batch and rescale what it returns.
@@ -126,6 +140,8 @@ class FunctionReward(RewardComponent):
         return [self._result(value) for value in values]
 
     def _call(self, arguments: dict[str, Any]) -> Any:
+        if self._process is not None:
+            return self._process.call(arguments)
         if not _is_async(self.function):
             found = self.function(**arguments)
             if not inspect.isawaitable(found):
