@@ -364,7 +364,7 @@ def _summary_table(title: str, part: dict[str, Any]) -> Table:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line.
+    """Run the command line. Modules in the working folder can be named in configurations; installed ones come first.
 
     Args:
         args: Arguments; by default those of the process.
@@ -381,6 +381,8 @@ def main(args: Sequence[str] | None = None) -> None:
         print_summary(arguments[1])
         return
     _quiet()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         DTermCLI(resolve_config_arguments(arguments))
     except Exception as error:
