@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from lightning_dterm.modules.agreement import check_agreement
 from lightning_dterm.modules.config import check_at_least, check_positive
-from lightning_dterm.modules.forward import JoinedBatch, join, logits_head, predicting_states, scatter
+from lightning_dterm.modules.forward import JoinedBatch, join, predicting_states, scatter
+from lightning_dterm.modules.head import logits_head
 from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm
 from lightning_dterm.modules.sharding import as_forward, unsharded
 from lightning_dterm.rl.generation import Responses, generate

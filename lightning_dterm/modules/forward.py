@@ -7,15 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# Heads that change logits after the projection: the projection alone would score another distribution.
-_LOGIT_TRANSFORMS = (
-    "final_logit_softcapping",
-    "lm_head_multiplier",
-    "logit_scale",
-    "logits_scaling",
-    "logits_soft_cap",
-)
-
 
 @dataclass
 class JoinedBatch:
@@ -56,21 +47,3 @@ def scatter(picked: Tensor, batch: JoinedBatch) -> Tensor:
     mask = batch.response_mask
     placed = torch.zeros(mask.shape, dtype=picked.dtype, device=picked.device).masked_scatter(mask, picked)
     return nn.functional.pad(placed, (0, batch.width - mask.shape[1]))
-
-
-def logits_head(model: nn.Module) -> nn.Module:
-    """The projection from hidden states to logits.
-
-    Raises:
-        ValueError: If the model changes its logits after the projection (soft-capping or scaling).
-    """
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    for key in _LOGIT_TRANSFORMS:
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise ValueError(
-                f"{type(model).__name__} changes its logits after the projection ({key}={getattr(config, key)}): "
-                "not supported yet, choose a model without it, e.g. Qwen2, Qwen2.5-Coder or Llama"
-            )
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    assert isinstance(head, nn.Module)
-    return head

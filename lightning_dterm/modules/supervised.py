@@ -17,6 +17,7 @@ from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, check_at_least, check_positive
 from lightning_dterm.modules.distributed import all_gather, all_sum, world_size
 from lightning_dterm.modules.export import export_model
+from lightning_dterm.modules.head import logits_head
 from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
 from lightning_dterm.modules.sharding import as_forward, data_parallel_mesh, shard, unsharded, whole
 from lightning_dterm.rl.generation import Responses, generate
@@ -188,8 +189,7 @@ class SupervisedModule(CodeModule):
         trunk: Any = self.language_model.base_model
         hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
         picked = weights[:, 1:] > 0
-        head: Any = self.language_model.get_output_embeddings()
-        logprobs, _ = token_logprobs(head, hidden[picked], ids[:, 1:][picked])
+        logprobs, _ = token_logprobs(logits_head(self.language_model), hidden[picked], ids[:, 1:][picked])
         return -(logprobs * weights[:, 1:][picked]).sum()
 
     def training_step(self, batch: list[CodeTask], batch_idx: int) -> None:
