@@ -182,9 +182,12 @@ def _answer(module: PPOModule, tasks: Sequence[CodeTask], temperature: float) ->
     """One response a task with log-probabilities and values, as a rollout; scores under the training temperature."""
     prompt_ids, prompt_mask = module.encode_prompts(tasks)
     keys = [(module.seed, "heat map", task.task_id) for task in tasks]
-    responses = module.respond(prompt_ids, prompt_mask, keys, temperature, 1.0)
+    settings, support = module.generation, None
+    responses = module.respond(prompt_ids, prompt_mask, keys, temperature, 1.0, tasks, settings.constrain)
+    if temperature > 0:  # a greedy answer is shown with the log-probabilities of sampling
+        support = responses.support
     given = (prompt_ids, prompt_mask, responses.ids, responses.mask)
-    scores = score_responses(module, *given, temperature=module.generation.temperature, critic=True)
+    scores = score_responses(module, *given, temperature=settings.temperature, critic=True, support=support)
     return Rollout(
         tasks=list(tasks),
         group=torch.arange(len(tasks)),

@@ -163,17 +163,19 @@ class BeforeAfterReport(RolloutCallback):
         if tasks:
             prompts = module.encode_prompts(tasks)
             keys = [(module.seed, "report", task.task_id) for task in tasks]
-            responses = module.respond(*prompts, keys, temperature, 1.0)
+            constrain = module.generation.eval_constrain
+            responses = module.respond(*prompts, keys, temperature, 1.0, tasks, constrain)
+            support = responses.support
             lengths, truncated = responses.mask.sum(-1).tolist(), (~responses.finished).tolist()
             table.update(module.evaluator.evaluate(tasks, module.decode(responses), lengths, truncated))
             given = (*prompts, responses.ids, responses.mask)
         else:
             module.idle()
             table.update([])
-            given = (torch.zeros(0, 1, dtype=torch.long, device=device),) * 4
+            given, support = (torch.zeros(0, 1, dtype=torch.long, device=device),) * 4, None
         if temperature == 0 or not _has_reference(module):
             return torch.zeros(2, dtype=torch.float64, device=device)
-        scores = score_responses(module, *given, temperature=temperature)
+        scores = score_responses(module, *given, temperature=temperature, support=support)
         assert scores.logprobs is not None
         assert scores.ref_logprobs is not None
         ratio = ((scores.logprobs - scores.ref_logprobs) * given[-1]).sum()

@@ -151,6 +151,8 @@ class Rollout:
         response_ids / response_mask: ``[B, T]``, right-padded; the mask covers the end-of-sequence token.
         finished: ``[B]`` bool, the response ended by itself.
         texts: Decoded completions without special tokens.
+        support: ``[B, T, W]`` tokens that constrained sampling could choose from, -1 fills up; None: any token. Then
+            log-probabilities, entropy and KL are those of actor and reference with all other tokens left out.
         samples: What rewards see (filled by ``RewardComputation``).
         logprobs / ref_logprobs / values: ``[B, T]`` float, zero outside the mask.
         component_names: The n components, in column order.
@@ -173,6 +175,7 @@ class Rollout:
     response_mask: Tensor
     finished: Tensor
     texts: list[str]
+    support: Tensor | None = None
     samples: list[Sample] = field(default_factory=list)
     logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None

@@ -147,6 +147,7 @@ class ActorCritic(nn.Module):
         critic: bool = False,
         temperature: float = 1.0,
         entropy_gradient: bool = False,
+        support: Tensor | None = None,
     ) -> Scores:
         """Score given responses.
 
@@ -156,19 +157,22 @@ class ActorCritic(nn.Module):
             actor / reference / critic: Which of the three to run.
             temperature: The sampling temperature: log-probabilities are those of the distribution sampled from.
             entropy_gradient: Let gradients flow through the entropy.
+            support: ``[B, T, W]`` tokens that sampling could choose from (:class:`Responses`), for actor and reference.
         """
         batch = join(prompt_ids, prompt_mask, response_ids, response_mask)
         logprobs = ref_logprobs = values = entropy = None
         if actor:
             with self._adapter("actor"):
                 hidden = self._hidden(self.language_model, batch)
-                logprobs, entropy = self._logprobs(self.language_model, hidden, batch, temperature, entropy_gradient)
+                logprobs, entropy = self._logprobs(
+                    self.language_model, hidden, batch, temperature, support, entropy_gradient
+                )
             if critic and self.kind == "shared":
                 values = self._values(hidden, batch)
         if critic and values is None:
             values = self._critic_values(batch)
         if reference:
-            ref_logprobs = self._reference_logprobs(batch, temperature)
+            ref_logprobs = self._reference_logprobs(batch, temperature, support)
         return Scores(logprobs, ref_logprobs, values, entropy)
 
     def generate(self, *args: Any, **kwargs: Any) -> Responses:
@@ -191,23 +195,31 @@ class ActorCritic(nn.Module):
             return self._values(self._hidden(self.language_model, batch), batch)
 
     @torch.no_grad()
-    def _reference_logprobs(self, batch: JoinedBatch, temperature: float) -> Tensor:
+    def _reference_logprobs(self, batch: JoinedBatch, temperature: float, support: Tensor | None) -> Tensor:
         if self.reference is None and not self.uses_lora:
             raise RuntimeError("this ActorCritic was built without a reference model")
         model = self.language_model if self.reference is None else self.reference
         with self._adapter(None):
             hidden = self._hidden(model, batch)
-            return self._logprobs(model, hidden, batch, temperature, False)[0]
+            return self._logprobs(model, hidden, batch, temperature, support)[0]
 
     def _hidden(self, model: nn.Module, batch: JoinedBatch) -> Tensor:
         return predicting_states(model.base_model, batch)  # type: ignore[arg-type]
 
     def _logprobs(
-        self, model: nn.Module, hidden: Tensor, batch: JoinedBatch, temperature: float, entropy_gradient: bool
+        self,
+        model: nn.Module,
+        hidden: Tensor,
+        batch: JoinedBatch,
+        temperature: float,
+        support: Tensor | None,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         labels = batch.ids[:, batch.start :][batch.response_mask]
+        if support is not None:
+            support = support[:, : batch.response_mask.shape[1]][batch.response_mask]
         logprobs, entropy = token_logprobs(
-            logits_head(model), hidden, labels, temperature, entropy_gradient=entropy_gradient
+            logits_head(model), hidden, labels, temperature, entropy_gradient=entropy_gradient, support=support
         )
         return scatter(logprobs, batch), scatter(entropy, batch)
 

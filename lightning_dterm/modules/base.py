@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
 from lightning_dterm.metrics import FIGURES, SampleTable
-from lightning_dterm.modules.config import GenerationConfig, resolve_seed
+from lightning_dterm.modules.config import Constraint, GenerationConfig, resolve_seed
+from lightning_dterm.modules.constraint import syntax_processor
 from lightning_dterm.modules.distributed import all_gather, all_sum, global_order, leave_process_group_at_exit, rank
 from lightning_dterm.modules.loading import read_tokenizer, save_tokenizer, with_pad_token
 from lightning_dterm.rl.generation import Responses, generate, sample_uniforms
@@ -113,9 +114,19 @@ class CodeModule(L.LightningModule):
         keys: Sequence[Sequence[object]],
         temperature: float,
         top_p: float,
+        tasks: Sequence[CodeTask],
+        constrain: Constraint,
     ) -> Responses:
-        """Sample one response a row; row b's randomness is a pure function of ``keys[b]``."""
-        return self.generate_responses(
+        """Sample one response a row; row b's randomness is a pure function of ``keys[b]``.
+
+        Raises:
+            ValueError: If a task's program cannot be kept in its grammar, and that is asked for.
+        """
+        processor = None
+        if constrain == "syntax":
+            width = prompt_ids.shape[1]
+            processor = syntax_processor(self.tokenizer, tasks, width, self.eos_ids, temperature)
+        responses = self.generate_responses(
             prompt_ids,
             prompt_mask,
             sample_uniforms(keys, self.generation.max_new_tokens),
@@ -123,7 +134,11 @@ class CodeModule(L.LightningModule):
             pad_id=self._pad_id,
             temperature=temperature,
             top_p=top_p,
+            processor=processor,
         )
+        if processor is None:
+            return responses
+        return responses._replace(support=processor.support(*responses.ids.shape).to(self.device))
 
     def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
         """:func:`generate` with the language model; overridden where the weights lie sharded."""
@@ -143,7 +158,8 @@ class CodeModule(L.LightningModule):
             return Completions([], [], [])
         prompt_ids, prompt_mask = self.encode_prompts(tasks)
         keys = [(self.seed, "evaluation", key, task.task_id) for task in tasks]
-        responses = self.respond(prompt_ids, prompt_mask, keys, temperature, top_p)
+        settings = self.generation
+        responses = self.respond(prompt_ids, prompt_mask, keys, temperature, top_p, tasks, settings.eval_constrain)
         return Completions(self.decode(responses), responses.mask.sum(-1).tolist(), (~responses.finished).tolist())
 
     def idle(self) -> None:

@@ -10,6 +10,8 @@ from typing import Literal
 
 from lightning_dterm.rl.kl import KLEstimator
 
+Constraint = Literal["none", "syntax"]
+
 
 def check_at_least(low: float, settings: Mapping[str, float]) -> None:
     """Raise ValueError naming the first of ``settings`` that is below ``low`` or not finite."""
@@ -51,6 +53,11 @@ class GenerationConfig:
         samples_per_prompt: K.
         eval_temperature: Of validation, test and prediction; 0 is greedy.
         eval_top_p: Nucleus mass of validation, test and prediction.
+        constrain: Of training rollouts. ``syntax``: only tokens after which a program of the task's language can still
+            come, and an end only after a whole one (:class:`lightning_dterm.syntax.SyntaxLogitsProcessor`);
+            log-probabilities, entropy and KL are those of actor and reference without all other tokens. Prose
+            (language ``text``) stays free.
+        eval_constrain: The same of validation, test and prediction.
     """
 
     max_prompt_length: int = 512
@@ -59,6 +66,8 @@ class GenerationConfig:
     samples_per_prompt: int = 4
     eval_temperature: float = 0.0
     eval_top_p: float = 1.0
+    constrain: Constraint = "none"
+    eval_constrain: Constraint = "none"
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -70,6 +79,9 @@ class GenerationConfig:
             raise ValueError(f"generation.eval_temperature must not be negative, got {self.eval_temperature}")
         if not 0 < self.eval_top_p <= 1:
             raise ValueError(f"generation.eval_top_p must lie in (0, 1], got {self.eval_top_p}")
+        for name in ("constrain", "eval_constrain"):
+            if getattr(self, name) not in ("none", "syntax"):
+                raise ValueError(f"generation.{name} must be none or syntax, got {getattr(self, name)!r}")
 
 
 @dataclass

@@ -215,7 +215,8 @@ class PPOModule(CodeModule):
         prompts = self.encode_prompts(batch, count=True)
         prompt_ids, prompt_mask = (part.repeat_interleave(per_prompt, 0) for part in prompts)
         keys = [(self.seed, "rollout", self.global_step, task.task_id, i % per_prompt) for i, task in enumerate(tasks)]
-        responses = self.respond(prompt_ids, prompt_mask, keys, self.generation.temperature, 1.0)
+        settings = self.generation
+        responses = self.respond(prompt_ids, prompt_mask, keys, settings.temperature, 1.0, tasks, settings.constrain)
         rollout = Rollout(
             tasks=tasks,
             group=torch.arange(len(batch)).repeat_interleave(per_prompt),
@@ -225,10 +226,11 @@ class PPOModule(CodeModule):
             response_mask=responses.mask,
             finished=responses.finished,
             texts=self.decode(responses),
+            support=responses.support,
         )
         dispatch(self.trainer, self, "on_generation_end", rollout)  # rewards may run beside the forward passes
         given = (prompt_ids, prompt_mask, responses.ids, responses.mask)
-        scores = score_responses(self, *given, temperature=self.generation.temperature, critic=True)
+        scores = score_responses(self, *given, temperature=settings.temperature, critic=True, support=rollout.support)
         rollout.logprobs, rollout.ref_logprobs, rollout.values = scores.logprobs, scores.ref_logprobs, scores.values
         return rollout
 

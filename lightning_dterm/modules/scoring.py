@@ -25,6 +25,7 @@ def score_responses(
     *,
     temperature: float,
     critic: bool = False,
+    support: Tensor | None = None,
 ) -> Scores:
     """Log-probabilities of actor and reference (where ``kl.placement`` keeps one) and values, where asked for.
 
@@ -37,6 +38,7 @@ def score_responses(
         response_ids / response_mask: ``[B, T]``, right-padded.
         temperature: Of the distribution that was sampled from.
         critic: Give values, too.
+        support: ``[B, T, W]`` tokens that sampling could choose from, where it was constrained.
     """
     count, reference = len(prompt_ids), module.kl.placement != "none"
     size = module.ppo.micro_batch_size or max(count, 1)
@@ -52,6 +54,7 @@ def score_responses(
             reference=reference,
             critic=critic,
             temperature=temperature,
+            support=None if support is None else support[start : start + size],
         )
         for start in range(0, count, size)
     ]

@@ -142,6 +142,7 @@ class PPOUpdate:
             critic=True,
             temperature=self.module.generation.temperature,
             entropy_gradient=settings.entropy_coef != 0,
+            support=None if rollout.support is None else rollout.support[micro],
         )
         surrogate = policy_loss(
             scores.logprobs, self.old_logprobs[micro], self.advantages[micro], settings.clip, settings.dual_clip

@@ -7,20 +7,29 @@ task, sample index, position). So a rollout is the same on 1 or 8 ranks, in any 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""What transformers calls a ``LogitsProcessor``: ``input_ids [B, L]`` and ``scores [B, V]`` to new scores."""
+
 
 class Responses(NamedTuple):
-    """``ids``, ``mask`` ``[B, T]`` right-padded (the mask covers the end-of-sequence token); ``finished`` ``[B]``."""
+    """What was sampled.
+
+    ``ids``, ``mask`` ``[B, T]`` right-padded (the mask covers the end-of-sequence token); ``finished`` ``[B]``;
+    ``support`` ``[B, T, W]``: where a grammar constrained the sampling, the tokens it could choose from, filled up with
+    -1 (all -1: any token), else None.
+    """
 
     ids: Tensor
     mask: Tensor
     finished: Tensor
+    support: Tensor | None = None
 
 
 def derive_seed(*parts: object) -> int:
@@ -57,8 +66,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}")
-    if logits.numel() and not bool(logits.amax().isfinite()):  # the maximum carries every NaN and +inf
-        raise FloatingPointError("the logits are not finite: the model has diverged")
+    _refuse_diverged(logits)
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits.float() / temperature).softmax(-1).double()
@@ -74,6 +82,11 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.
     return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
 
 
+def _refuse_diverged(logits: Tensor) -> None:
+    if logits.numel() and not bool(logits.amax().isfinite()):  # the maximum carries every NaN and +inf
+        raise FloatingPointError("the logits are not finite: the model has diverged")
+
+
 @torch.no_grad()
 def generate(
     model: nn.Module,
@@ -85,6 +98,7 @@ def generate(
     pad_id: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    processor: Processor | None = None,
 ) -> Responses:
     """Continue left-padded prompts with a key-value cache; rows that have ended leave the batch.
 
@@ -97,6 +111,8 @@ def generate(
         pad_id: Fills the rest.
         temperature: 0 is greedy.
         top_p: Nucleus mass.
+        processor: Changes the logits before each draw, called as by transformers: with all B rows in their places, what
+            each has written so far ``[B, P + t]``, and zeros as the logits of rows that have left the batch.
 
     Raises:
         ValueError: If a prompt is empty or not padded on the left, or ``temperature`` or ``top_p`` is out of range.
@@ -104,35 +120,48 @@ def generate(
     """
     if not bool(prompt_mask[:, -1:].bool().all()) or prompt_ids.shape[1] == 0:
         raise ValueError("every prompt must end in the last column: pad on the left")
-    device = prompt_ids.device
-    blank = Responses(
-        torch.full(uniforms.shape, pad_id, dtype=torch.long, device=device),
-        torch.zeros(uniforms.shape, dtype=torch.long, device=device),
-        torch.zeros(len(uniforms), dtype=torch.bool, device=device),
-    )
+    uniforms = uniforms.to(prompt_ids.device)
+    blank = _blank(uniforms, pad_id)
     if uniforms.numel() == 0:
         return blank
-    ends = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
+    ends = torch.tensor(list(eos_ids), dtype=torch.long, device=uniforms.device)
     running = Decoding(prompt_ids, prompt_mask, uniforms.shape[1])
-    _decode(model, running, blank, uniforms.to(device), ends, temperature, top_p)
+    _decode(model, running, blank, _Sampler(prompt_ids, uniforms, temperature, top_p, processor), ends)
     # rows kept in the batch after their end produced tokens that are not theirs
     return _cut_after_end(blank.ids, blank.mask, ends, pad_id, blank.finished)
 
 
-def _decode(
-    model: nn.Module,
-    running: Decoding,
-    responses: Responses,
-    uniforms: Tensor,
-    ends: Tensor,
-    temperature: float,
-    top_p: float,
-) -> None:
+def _blank(uniforms: Tensor, pad_id: int) -> Responses:
+    """Nothing written yet in the rows and columns of ``uniforms``."""
+    ids = torch.full_like(uniforms, pad_id, dtype=torch.long)
+    return Responses(ids, torch.zeros_like(ids), torch.zeros(len(ids), dtype=torch.bool, device=ids.device))
+
+
+class _Sampler(NamedTuple):
+    """How the next tokens are chosen."""
+
+    prompt_ids: Tensor
+    uniforms: Tensor
+    temperature: float
+    top_p: float
+    processor: Processor | None
+
+    def choose(self, logits: Tensor, rows: Tensor, written: Tensor) -> Tensor:
+        """``[b]`` tokens for ``rows`` ``[b]`` of the batch from their ``logits`` ``[b, V]``, after ``[B, t]``."""
+        if self.processor is not None:
+            _refuse_diverged(logits)
+            scores = logits.new_zeros(len(written), logits.shape[-1])
+            scores[rows] = logits
+            logits = self.processor(torch.cat([self.prompt_ids, written], dim=1), scores)[rows]
+        return draw(logits, self.uniforms[rows, written.shape[1]], self.temperature, self.top_p)
+
+
+def _decode(model: nn.Module, running: Decoding, responses: Responses, sampler: _Sampler, ends: Tensor) -> None:
     """Fill ``responses`` column by column until every row has ended or the last column is reached."""
-    ids, mask, finished = responses
-    for step in range(uniforms.shape[1]):
+    ids, mask, finished = responses.ids, responses.mask, responses.finished
+    for step in range(ids.shape[1]):
         rows = running.rows
-        chosen = draw(running.next_logits(model), uniforms[rows, step], temperature, top_p)
+        chosen = sampler.choose(running.next_logits(model), rows, ids[:, :step])
         ids[rows, step] = chosen
         mask[rows, step] = 1
         finished[rows[torch.isin(chosen, ends)]] = True

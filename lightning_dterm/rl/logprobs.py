@@ -11,10 +11,21 @@ from torch.utils.checkpoint import checkpoint
 Head = Callable[[Tensor], Tensor]
 
 
+def restrict(logits: Tensor, support: Tensor) -> Tensor:
+    """``logits`` ``[N, V]``, ``-inf`` outside the tokens ``support`` ``[N, W]``; -1 fills up, and alone allows any."""
+    size = logits.shape[-1]
+    allowed = torch.zeros(len(logits), size + 1, dtype=torch.bool, device=logits.device)
+    allowed.scatter_(-1, torch.where(support < 0, size, support), True)
+    allowed |= (support < 0).all(-1, keepdim=True)
+    return logits.masked_fill(~allowed[:, :size], float("-inf"))
+
+
 def _piece(
-    head: Head, hidden: Tensor, labels: Tensor, temperature: float, entropy_gradient: bool
+    head: Head, hidden: Tensor, labels: Tensor, temperature: float, entropy_gradient: bool, support: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     logits = head(hidden).float() / temperature
+    if support is not None:
+        logits = restrict(logits, support)
     log_z = logits.logsumexp(-1)
     logprobs = logits.gather(-1, labels[:, None]).squeeze(-1) - log_z
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -31,6 +42,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_tokens: int = 4096,
     entropy_gradient: bool = False,
+    support: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each label under ``softmax(head(hidden) / temperature)``, and the entropy there, in nats.
 
@@ -44,6 +56,7 @@ def token_logprobs(
         temperature: Sampling temperature, > 0.
         chunk_tokens: Positions a chunk, > 0.
         entropy_gradient: Let gradients flow through the entropy (for an entropy bonus).
+        support: ``[N, W]`` int64: only these tokens could be sampled and share the probability, see :func:`restrict`.
 
     Returns:
         ``logprobs`` and ``entropy``, both ``[N]`` float32.
@@ -60,7 +73,8 @@ def token_logprobs(
     # at least one chunk, so that an empty input still runs through the head: every rank then has every gradient
     for start in range(0, max(hidden.shape[0], 1), chunk_tokens):
         part = slice(start, start + chunk_tokens)
-        arguments = (head, hidden[part], labels[part], temperature, entropy_gradient)
+        tokens = None if support is None else support[part]
+        arguments = (head, hidden[part], labels[part], temperature, entropy_gradient, tokens)
         if recompute:
             logprob, entropy = checkpoint(_piece, *arguments, use_reentrant=False)
         else:
