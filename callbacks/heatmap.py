@@ -18,7 +18,7 @@ from lightning_dterm.callbacks.attribution import TokenAttribution, attribution_
 from lightning_dterm.callbacks.rewards import RewardComputation
 from lightning_dterm.checkpointing import atomic_write
 from lightning_dterm.hooks import RolloutCallback
-from lightning_dterm.modules.distributed import all_gather, global_order
+from lightning_dterm.modules.distributed import all_gather, global_order, together
 from lightning_dterm.modules.scoring import score_responses
 from lightning_dterm.rl.gae import generalized_advantages
 from lightning_dterm.rl.kl import kl_estimate
@@ -113,7 +113,7 @@ class HeatMapLogger(RolloutCallback):
         if datamodule is None:
             raise ValueError("HeatMapLogger needs a DataModule: its validation tasks are shown")
         datamodule.setup("validate")
-        own = [task for batch in datamodule.val_dataloader() for task in batch]
+        own = together(lambda: [task for batch in datamodule.val_dataloader() for task in batch])
         tasks: list[CodeTask] = global_order(all_gather(own))
         if self.task_ids is None:
             return in_turn(tasks, self.num_tasks)

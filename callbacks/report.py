@@ -20,7 +20,7 @@ from lightning_dterm.evaluation import write_json
 from lightning_dterm.hooks import RolloutCallback, announce_phase
 from lightning_dterm.metrics import FIGURES, SampleTable
 from lightning_dterm.modules.base import CodeModule
-from lightning_dterm.modules.distributed import all_gather, all_sum, global_order
+from lightning_dterm.modules.distributed import all_gather, all_sum, global_order, together
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.scoring import score_responses
 
@@ -138,7 +138,8 @@ class BeforeAfterReport(RolloutCallback):
 
     def _check_tasks(self, trainer: L.Trainer) -> None:
         """Remember the split's tasks, or compare them with those a resumed run evaluated before training."""
-        tasks = global_order(all_gather([_identity(task) for batch in self._loader(trainer) for task in batch]))
+        own = together(lambda: [_identity(task) for batch in self._loader(trainer) for task in batch])
+        tasks = global_order(all_gather(own))
         if self._before and self._tasks and tasks != self._tasks:
             raise ValueError(_different_tasks(self.split, self._tasks, tasks))
         self._tasks, self._checked = tasks, True
@@ -149,7 +150,7 @@ class BeforeAfterReport(RolloutCallback):
         tables = {mode: SampleTable().to(module.device) for mode in MODES}
         kl = torch.zeros(2, dtype=torch.float64, device=module.device)
         for batch in loader:
-            tasks = list(batch)
+            tasks = together(list, batch)
             for mode, temperature in MODES.items():
                 kl += self._answer(module, tasks, tables[mode], temperature)
         total = all_sum(kl)
@@ -159,26 +160,17 @@ class BeforeAfterReport(RolloutCallback):
     @torch.no_grad()
     def _answer(self, module: CodeModule, tasks: list[CodeTask], table: SampleTable, temperature: float) -> Tensor:
         """Answer and record one batch; gives the sum of sequence log-ratios of sampled answers, and their number."""
-        device = module.device
-        if tasks:
-            prompts = module.encode_prompts(tasks)
-            keys = [(module.seed, "report", task.task_id) for task in tasks]
-            constrain = module.generation.eval_constrain
-            responses = module.respond(*prompts, keys, temperature, 1.0, tasks, constrain)
-            support = responses.support
-            lengths, truncated = responses.mask.sum(-1).tolist(), (~responses.finished).tolist()
-            table.update(module.evaluator.evaluate(tasks, module.decode(responses), lengths, truncated))
-            given = (*prompts, responses.ids, responses.mask)
-        else:
-            module.idle()
-            table.update([])
-            given, support = (torch.zeros(0, 1, dtype=torch.long, device=device),) * 4, None
+        prompts = module.encode_prompts(tasks)
+        keys = [(module.seed, "report", task.task_id) for task in tasks]
+        responses = module.respond(*prompts, keys, temperature, 1.0, tasks, module.generation.eval_constrain)
+        table.update(module.judge(tasks, module.as_completions(responses)))
         if temperature == 0 or not _has_reference(module):
-            return torch.zeros(2, dtype=torch.float64, device=device)
-        scores = score_responses(module, *given, temperature=temperature, support=support)
+            return torch.zeros(2, dtype=torch.float64, device=module.device)
+        given = (*prompts, responses.ids, responses.mask)
+        scores = score_responses(module, *given, temperature=temperature, support=responses.support)
         assert scores.logprobs is not None
         assert scores.ref_logprobs is not None
-        ratio = ((scores.logprobs - scores.ref_logprobs) * given[-1]).sum()
+        ratio = ((scores.logprobs - scores.ref_logprobs) * responses.mask).sum()
         return torch.stack([ratio.double(), ratio.new_tensor(len(tasks)).double()])
 
     def _print(self, summary: dict[str, Any], when: str, path: Path) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 
 from lightning_dterm.hooks import RolloutCallback
-from lightning_dterm.modules.distributed import all_gather, rank
+from lightning_dterm.modules.distributed import all_gather, rank, together
 from lightning_dterm.rewards import (
     CompileReward,
     EfficiencyReward,
@@ -18,7 +17,6 @@ from lightning_dterm.rewards import (
     Pending,
     Progress,
     RewardComponent,
-    RewardFailure,
     RewardSuite,
     SimilarityReward,
     StyleReward,
@@ -121,20 +119,12 @@ class RewardComputation(RolloutCallback):
         """Fill ``samples``, ``component_names``, ``scores``, ``evidence``, ``outcome`` and metrics of the rollout.
 
         Raises:
-            RewardFailure: A reward fails too often, here or on another rank: all ranks stop together.
+            RewardFailure: A reward fails too often.
+            ProcessFailed: One does on another rank: all ranks stop together.
         """
-        begun, self._begun = self._begun, None
-        result, stop = None, None
-        try:
-            if begun is not None and begun[0] is rollout:
-                rollout.samples, result = begun[1], begun[2].result()
-            else:
-                rollout.samples = self.make_samples(rollout)
-                result = self.suite.score(rollout.samples, progress_of(trainer, pl_module))
-        except Exception as error:  # or the other ranks would wait for this one
-            stop = error
-        failures = self._together(result, stop)
-        assert result is not None
+        result = together(self._result, trainer, pl_module, rollout)
+        counts = all_gather([result.failures[name] for name in result.names])
+        failures = [sum(of_ranks) for of_ranks in zip(*counts, strict=True)]
         device = rollout.response_ids.device
         rollout.component_names = result.names
         rollout.scores, rollout.outcome = result.scores.to(device), result.outcome.to(device)
@@ -142,16 +132,14 @@ class RewardComputation(RolloutCallback):
         self.columns = result.columns
         rollout.metrics.update(reward_metrics(result, failures))
 
-    def _together(self, result: SuiteResult | None, stop: Exception | None) -> list[int]:
-        """Failures per component, of all ranks; where one rank must stop, all do."""
-        own = None if result is None else [result.failures[name] for name in result.names]
-        gathered = all_gather((own, f"{type(stop).__name__}: {stop}" if stop is not None else ""))
-        if stop is not None:
-            raise stop
-        for index, (_, message) in enumerate(gathered):
-            if message:
-                raise RewardFailure(f"process {index} (this is {rank()}): {message}")
-        return [sum(counts) for counts in zip(*(part for part, _ in gathered if part is not None), strict=True)]
+    def _result(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> SuiteResult:
+        """What this rank's samples earned: collected where it was begun, else computed now."""
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] is rollout:
+            rollout.samples = begun[1]
+            return begun[2].result()
+        rollout.samples = self.make_samples(rollout)
+        return self.suite.score(rollout.samples, progress_of(trainer, pl_module))
 
     def make_samples(self, rollout: Rollout) -> list[Sample]:
         """One sample per completion, with its code located.
@@ -173,19 +161,13 @@ class RewardComputation(RolloutCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counts of every rank: Lightning writes rank 0's state only, so ranks are gathered here (a collective)."""
-        own = self.suite.state_dict()
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return {"ranks": [own]}
-        ranks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(ranks, own)
-        return {"ranks": ranks}
+        return {"ranks": all_gather(self.suite.state_dict())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore this rank's state; a rank that the checkpoint did not have starts afresh."""
         ranks = state_dict["ranks"]
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        if rank < len(ranks):
-            self.suite.load_state_dict(ranks[rank])
+        if rank() < len(ranks):
+            self.suite.load_state_dict(ranks[rank()])
 
 
 def progress_of(trainer: L.Trainer | None, module: L.LightningModule | None) -> Progress:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler, TaskBatch
+from lightning_dterm.modules.distributed import together
 from lightning_dterm.types import CodeTask
 
 
@@ -147,8 +148,13 @@ class CodeDataModule(L.LightningDataModule):
         return PredictionBatches(self._tasks["test"], self._sampler("test"))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Unwrap :class:`TaskBatch` to the plain list that the module gets; tasks live on no device."""
-        return batch.tasks if isinstance(batch, TaskBatch) else batch
+        """Unwrap :class:`TaskBatch` to the plain list that the module gets; tasks live on no device.
+
+        Raises:
+            Exception: What kept this rank's batch from being built.
+            ProcessFailed: If another rank's could not be built.
+        """
+        return together(lambda: batch.tasks) if isinstance(batch, TaskBatch) else batch
 
 
 class PredictionBatches:
@@ -159,7 +165,11 @@ class PredictionBatches:
 
     def __iter__(self) -> Any:
         for rows in self.order:
-            yield TaskBatch([self.tasks[row] for row in rows])
+            try:
+                batch = TaskBatch([self.tasks[row] for row in rows])
+            except Exception as error:
+                batch = TaskBatch([], error)  # raised where all ranks can be told
+            yield batch
 
     def __len__(self) -> int:
         return len(self.order)

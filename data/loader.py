@@ -20,12 +20,23 @@ class TaskBatch:
     Lightning's half-precision plugins rebuild every list and dataclass of a batch, which frozen tasks refuse; an object
     of no known collection type passes untouched. ``CodeDataModule`` unwraps it to a plain ``list[CodeTask]`` before the
     module sees it.
+
+    Args:
+        tasks: The batch.
+        failure: Why it could not be built; whoever reads it gets that raised.
     """
 
-    __slots__ = ("tasks",)
+    __slots__ = ("_failure", "_tasks")
 
-    def __init__(self, tasks: Sequence[CodeTask]) -> None:
-        self.tasks = list(tasks)
+    def __init__(self, tasks: Sequence[CodeTask], failure: Exception | None = None) -> None:
+        self._tasks, self._failure = list(tasks), failure
+
+    @property
+    def tasks(self) -> list[CodeTask]:
+        """The batch as a list."""
+        if self._failure is not None:
+            raise self._failure
+        return self._tasks
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -164,7 +175,16 @@ class ResumableDataLoader(DataLoader[CodeTask]):
             batches = super().__iter__()
         finally:
             self._order.first_batch = 0
-        for batch in batches:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                if self._order.world_size == 1:
+                    raise
+                yield TaskBatch([], error)  # raised where all ranks can be told
+                return
             self._taken += 1
             yield batch
 

@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_dterm.callbacks.progress import PhaseProgressBar
 from lightning_dterm.callbacks.stop import GracefulStop
 from lightning_dterm.checkpointing import AtomicCheckpointIO, check_ckpt_path
+from lightning_dterm.modules.distributed import ProcessFailed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +40,9 @@ _FSDP1 = (
 
 # Lightning would go on in bf16-mixed after a warning, while on a GPU training refuses 16-mixed.
 _NO_FP16 = "trainer.precision 16-mixed is not supported: use bf16-mixed or 32-true"
+
+# Errors whose message says all that a user needs; a failed process shows the whole story itself.
+_PLAIN = (MisconfigurationException, ProcessFailed, FileNotFoundError, NotADirectoryError, PermissionError)
 
 _BEST = (
     "ckpt_path best is the best checkpoint of a fit in the same process, and each command is a process of its own: "
@@ -301,14 +305,14 @@ def user_error(error: BaseException) -> str | None:
         cause = error.__cause__ or error.__context__
         return (user_error(cause) if cause is not None else None) or condense(str(error))
     message = str(error) or type(error).__name__
-    if isinstance(error, (MisconfigurationException, FileNotFoundError, NotADirectoryError, PermissionError)):
+    if isinstance(error, _PLAIN):
         return message
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(__file__).resolve().parent
     ours = tuple(f"{folder}{os.sep}" for folder in (package, package.parent / "data", package.parent / "callbacks"))
-    if not isinstance(error, ValueError) or not frames:
+    if not isinstance(error, (ValueError, FloatingPointError)) or not frames:
         return None
-    # A ValueError that this package raised itself, or Lightning about ckpt_path; not one that came up from a library.
+    # An error that this package raised itself, or Lightning about ckpt_path; not one that came up from a library.
     source = frames[-1].filename
     return message if source.startswith(ours) or source.endswith("checkpoint_connector.py") else None
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import lightning as L
 
+from lightning_dterm.modules.distributed import together
+
 if TYPE_CHECKING:
     from lightning_dterm.types import Rollout
 
@@ -38,11 +40,18 @@ class RolloutCallback(L.Callback):
 
 
 def dispatch(trainer: L.Trainer, pl_module: L.LightningModule, hook: HookName, rollout: Rollout) -> None:
-    """Call ``hook`` on every :class:`RolloutCallback`, inside the profiler's context."""
+    """Call ``hook`` on every :class:`RolloutCallback` that has it, inside the profiler's context.
+
+    Where it fails on one rank, all ranks stop: each callback is followed by a small collective.
+    """
+    nothing = getattr(RolloutCallback, hook)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RolloutCallback):
+            method = getattr(callback, hook)
+            if getattr(method, "__func__", None) is nothing:
+                continue
             with trainer.profiler.profile(f"[RolloutCallback]{callback.state_key}.{hook}"):  # type: ignore[attr-defined]
-                getattr(callback, hook)(trainer, pl_module, rollout)
+                together(method, trainer, pl_module, rollout)
 
 
 def announce_phase(trainer: L.Trainer, pl_module: L.LightningModule, phase: str) -> None:

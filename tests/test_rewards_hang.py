@@ -170,6 +170,7 @@ def test_the_interpreter_ends_all_the_same() -> None:
 RANKS = """
 import sys, torch, torch.distributed as dist
 from lightning_dterm.callbacks import RewardComputation
+from lightning_dterm.modules.distributed import ProcessFailed
 from lightning_dterm.rewards import FunctionReward, RewardFailure
 from tests.test_rewards_overlap import make_rollout
 
@@ -188,7 +189,7 @@ callback.on_rollout_end(None, None, rollout)
 print(rollout.metrics["reward_failures/f"], rollout.metrics["reward_log/f/rank"], flush=True)
 try:
     callback.on_rollout_end(None, None, make_rollout(["bad", "bad"]))
-except RewardFailure as error:
+except (RewardFailure, ProcessFailed) as error:
     print(error, flush=True)
 dist.destroy_process_group()
 """
@@ -212,5 +213,5 @@ def test_where_one_process_must_stop_all_do(tmp_path: Path) -> None:
             process.kill()
     lines = [out.splitlines() for out, _ in ends]
     assert [one[0] for one in lines] == ["1.0 0.0", "1.0 1.0"], ends
-    assert lines[0][1].startswith("process 1 (this is 0): RewardFailure: Reward 'f' failed on 3 of its last 4")
+    assert lines[0][1].startswith("process 1 of 2 failed: RewardFailure: Reward 'f' failed on 3 of its last 4")
     assert lines[1][1].startswith("Reward 'f' failed on 3 of its last 4")

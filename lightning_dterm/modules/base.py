@@ -12,12 +12,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_dterm.evaluation import Evaluator, format_table, write_completions_jsonl, write_json
-from lightning_dterm.metrics import FIGURES, SampleTable
+from lightning_dterm.metrics import FIGURES, SampleRecord, SampleTable
 from lightning_dterm.modules.config import Constraint, GenerationConfig, resolve_seed
 from lightning_dterm.modules.constraint import syntax_processor
-from lightning_dterm.modules.distributed import all_gather, all_sum, global_order, leave_process_group_at_exit, rank
+from lightning_dterm.modules.distributed import (
+    all_gather,
+    all_sum,
+    global_order,
+    leave_process_group_at_exit,
+    rank,
+    together,
+)
 from lightning_dterm.modules.loading import read_tokenizer, save_tokenizer, with_pad_token
 from lightning_dterm.rl.generation import Responses, generate, sample_uniforms
+from lightning_dterm.syntax import SyntaxLogitsProcessor
 from lightning_dterm.types import CodeTask
 
 Key = Sequence[object]
@@ -71,18 +79,18 @@ class CodeModule(L.LightningModule):
     def encode_prompts(self, tasks: Sequence[CodeTask], count: bool = False) -> tuple[Tensor, Tensor]:
         """Token ids and mask ``[B, P]`` of the tasks' prompts, left-padded; over-long ones lose their beginning.
 
+        A collective: every rank must call, those without a task as well.
+
         Args:
             tasks: B tasks.
-            count: These are training prompts: add the cut ones of all ranks to ``overlong_prompts``, a collective.
+            count: These are training prompts: add the cut ones of all ranks to ``overlong_prompts``.
 
         Raises:
             ValueError: If a prompt has no token; the message names the task.
+            ProcessFailed: If one of another rank has none.
         """
         limit = self.generation.max_prompt_length
-        encoded = self.tokenizer([task.prompt for task in tasks], add_special_tokens=True)["input_ids"]
-        for task, row in zip(tasks, encoded, strict=True):
-            if not row:
-                raise ValueError(f"task {task.task_id}: the prompt is empty; give it at least one token")
+        encoded = together(self._prompt_tokens, tasks)
         if count:
             cut = sum(len(ids) > limit for ids in encoded)
             self.overlong_prompts += int(all_sum(torch.tensor(cut, device=self.device)))
@@ -95,6 +103,15 @@ class CodeModule(L.LightningModule):
                 ids[row, -len(tokens) :] = torch.tensor(tokens)
                 mask[row, -len(tokens) :] = 1
         return ids.to(self.device), mask.to(self.device)
+
+    def _prompt_tokens(self, tasks: Sequence[CodeTask]) -> list[list[int]]:
+        if not tasks:
+            return []
+        encoded: list[list[int]] = self.tokenizer([task.prompt for task in tasks], add_special_tokens=True)["input_ids"]
+        for task, row in zip(tasks, encoded, strict=True):
+            if not row:
+                raise ValueError(f"task {task.task_id}: the prompt is empty; give it at least one token")
+        return encoded
 
     @property
     def _pad_id(self) -> int:
@@ -119,14 +136,18 @@ class CodeModule(L.LightningModule):
     ) -> Responses:
         """Sample one response a row; row b's randomness is a pure function of ``keys[b]``.
 
+        A collective: ranks without a row call as well.
+
         Raises:
             ValueError: If a task's program cannot be kept in its grammar, and that is asked for.
+            FloatingPointError: If the model's logits are not finite.
+            ProcessFailed: If either is so on another rank.
         """
         processor = None
         if constrain == "syntax":
-            width = prompt_ids.shape[1]
-            processor = syntax_processor(self.tokenizer, tasks, width, self.eos_ids, temperature)
-        responses = self.generate_responses(
+            processor = together(self._syntax_processor, tasks, prompt_ids.shape[1], temperature)
+        responses = together(
+            self.generate_responses,
             prompt_ids,
             prompt_mask,
             sample_uniforms(keys, self.generation.max_new_tokens),
@@ -140,6 +161,11 @@ class CodeModule(L.LightningModule):
             return responses
         return responses._replace(support=processor.support(*responses.ids.shape).to(self.device))
 
+    def _syntax_processor(
+        self, tasks: Sequence[CodeTask], width: int, temperature: float
+    ) -> SyntaxLogitsProcessor | None:
+        return syntax_processor(self.tokenizer, tasks, width, self.eos_ids, temperature) if tasks else None
+
     def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
         """:func:`generate` with the language model; overridden where the weights lie sharded."""
         return generate(self.language_model, *args, **kwargs)
@@ -152,21 +178,15 @@ class CodeModule(L.LightningModule):
         ]
 
     def complete(self, tasks: Sequence[CodeTask], temperature: float, top_p: float = 1.0, key: str = "") -> Completions:
-        """Answer tasks; the same ``key``, seed and weights give the same answers."""
-        if not tasks:
-            self.idle()
-            return Completions([], [], [])
+        """Answer tasks; the same ``key``, seed and weights give the same answers. A collective, as :meth:`respond`."""
         prompt_ids, prompt_mask = self.encode_prompts(tasks)
         keys = [(self.seed, "evaluation", key, task.task_id) for task in tasks]
-        settings = self.generation
-        responses = self.respond(prompt_ids, prompt_mask, keys, temperature, top_p, tasks, settings.eval_constrain)
-        return Completions(self.decode(responses), responses.mask.sum(-1).tolist(), (~responses.finished).tolist())
+        constrain = self.generation.eval_constrain
+        return self.as_completions(self.respond(prompt_ids, prompt_mask, keys, temperature, top_p, tasks, constrain))
 
-    def idle(self) -> None:
-        """Take part in the collectives of ranks that have something to answer when this one has not."""
-        ids = torch.full((1, 1), self._pad_id, device=self.device)
-        nothing = torch.zeros(1, 1, dtype=torch.float64)
-        self.generate_responses(ids, torch.ones_like(ids), nothing, eos_ids=self.eos_ids, pad_id=self._pad_id)
+    def as_completions(self, responses: Responses) -> Completions:
+        """Responses as evaluation reads them."""
+        return Completions(self.decode(responses), responses.mask.sum(-1).tolist(), (~responses.finished).tolist())
 
     def refuse_wrong_training(self, option: str, schedule: str) -> None:
         """Refuse settings of the trainer that would train wrongly without a word.
@@ -233,9 +253,12 @@ class CodeModule(L.LightningModule):
             self._evaluator = None
 
     def evaluate_batch(self, tasks: Sequence[CodeTask], table: SampleTable, temperature: float, key: str = "") -> None:
-        """Answer ``tasks`` and add one record a sample to ``table``."""
-        answers = self.complete(tasks, temperature, self.generation.eval_top_p, key)
-        table.update(self.evaluator.evaluate(list(tasks), answers.texts, answers.lengths, answers.truncated))
+        """Answer ``tasks`` and add one record a sample to ``table``; a collective."""
+        table.update(self.judge(tasks, self.complete(tasks, temperature, self.generation.eval_top_p, key)))
+
+    def judge(self, tasks: Sequence[CodeTask], answers: Completions) -> list[SampleRecord]:
+        """Score answers by their tasks' own success metric; where that fails on one rank, all stop."""
+        return together(self.evaluator.evaluate, list(tasks), *answers)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +54,41 @@ def all_gather(item: T) -> list[T]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, item)
     return gathered
+
+
+class ProcessFailed(RuntimeError):
+    """Another process of the run failed; the message says which and why. That one raises its own error."""
+
+
+def together(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call ``function`` on every rank; where it fails on one, all stop, so that none waits for ever for the others.
+
+    In a single process this is a plain call; in several it costs one small collective.
+
+    Args:
+        function: What may fail on one rank alone. Its own collectives, if any, must come before that.
+        *args: Its arguments.
+        **kwargs: Its arguments.
+
+    Raises:
+        Exception: What ``function`` raised here.
+        ProcessFailed: If it raised on another rank only.
+    """
+    if world_size() == 1:
+        return function(*args, **kwargs)
+    result: list[T] = []
+    failure: Exception | None = None
+    try:
+        result.append(function(*args, **kwargs))
+    except Exception as error:
+        failure = error
+    reasons = all_gather(None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for number, reason in enumerate(reasons):
+        if reason is not None:
+            raise ProcessFailed(f"process {number} of {len(reasons)} failed: {reason}")
+    return result[0]
 
 
 class Means:

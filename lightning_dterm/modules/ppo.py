@@ -20,7 +20,15 @@ from lightning_dterm.modules import checkpoints
 from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, LoraSettings
 from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
-from lightning_dterm.modules.distributed import Means, all_gather, all_sum, global_order, seed_everything, world_size
+from lightning_dterm.modules.distributed import (
+    Means,
+    all_gather,
+    all_sum,
+    global_order,
+    seed_everything,
+    together,
+    world_size,
+)
 from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.measure import measure
@@ -239,10 +247,13 @@ class PPOModule(CodeModule):
         assert rollout.scores is not None
         mask = ~rollout.scores.isnan()
         task_types = [task.task_type for task in rollout.tasks]
-        with torch.no_grad():
-            rollout.embeddings = self.task_encoder.encode([task.description for task in rollout.tasks]).to(self.device)
-            rollout.alpha = self.weighting(rollout.embeddings, mask, task_types)
+        rollout.embeddings, rollout.alpha = together(self._weights, rollout, mask, task_types)
         self._observe(rollout, mask, task_types)
+
+    @torch.no_grad()
+    def _weights(self, rollout: Rollout, mask: Tensor, task_types: list[str]) -> tuple[Tensor, Tensor]:
+        embeddings = self.task_encoder.encode([task.description for task in rollout.tasks]).to(self.device)
+        return embeddings, self.weighting(embeddings, mask, task_types)
 
     def _observe(self, rollout: Rollout, mask: Tensor, task_types: list[str]) -> None:
         """Every rank's weighting sees the whole batch in the order of one process, so all ranks stay equal."""

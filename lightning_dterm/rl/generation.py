@@ -84,7 +84,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float = 1.
 
 def _refuse_diverged(logits: Tensor) -> None:
     if logits.numel() and not bool(logits.amax().isfinite()):  # the maximum carries every NaN and +inf
-        raise FloatingPointError("the logits are not finite: the model has diverged")
+        raise FloatingPointError("the logits are not finite: the model has diverged; lower the learning rates")
 
 
 @torch.no_grad()
