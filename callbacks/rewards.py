@@ -39,7 +39,9 @@ class RewardComputation(RolloutCallback):
     beside the models' forward passes, and collected on ``on_rollout_end``.
 
     Each process scores its own samples, in its own sandbox, and judges their failures by itself; where one must stop,
-    all do. Counts of samples and failures are part of the checkpoint, per rank.
+    all do. Counts of samples and failures are part of the checkpoint, per rank. Where the command line
+    (``DTermTrainer``) is given several, only the last one acts and the others are never set up: overlays
+    (``configs/rewards``) add theirs to the list.
 
     Args:
         components: Reward components in column order, or import paths of TRL-style functions

@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_dterm.callbacks.progress import PhaseProgressBar
+from lightning_dterm.callbacks.rewards import RewardComputation
 from lightning_dterm.callbacks.stop import GracefulStop
 from lightning_dterm.checkpointing import AtomicCheckpointIO, check_ckpt_path
 from lightning_dterm.modules.distributed import ProcessFailed
@@ -63,7 +64,8 @@ class DTermTrainer(L.Trainer):
     """Lightning's Trainer with defaults that suit rollouts.
 
     A progress bar that names the phase, :class:`GracefulStop`, atomic checkpoint files, TensorBoard logs, and data that
-    shards itself are there unless others are given; ``export`` is a further entry point.
+    shards itself are there unless others are given; ``export`` is a further entry point. Of several
+    :class:`RewardComputation` callbacks the last one acts, so that overlays can append theirs.
 
     Args:
         use_distributed_sampler: Off, because the package's DataModules shard by themselves.
@@ -141,11 +143,25 @@ class DTermTrainer(L.Trainer):
 
 def _with_defaults(callbacks: Any, progress: bool) -> list[L.Callback]:
     given = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks] if callbacks is not None else []
+    given = _with_last_rewards(given)
     if progress and not any(isinstance(c, ProgressBar) for c in given):
         given.append(PhaseProgressBar())
     if not any(isinstance(c, GracefulStop) for c in given):
         given.append(GracefulStop())
     return given
+
+
+def _with_last_rewards(callbacks: list[L.Callback]) -> list[L.Callback]:
+    """Only the last :class:`RewardComputation`, which an overlay appended, in the place of the first.
+
+    The others leave the list before anything of theirs is started, so that a checkpoint has one reward callback's
+    state under its usual key, whether the rewards came from an overlay or not.
+    """
+    rewards = [callback for callback in callbacks if isinstance(callback, RewardComputation)]
+    if len(rewards) < 2:
+        return callbacks
+    kept = [callback for callback in callbacks if callback not in rewards[1:]]
+    return [rewards[-1] if callback is rewards[0] else callback for callback in kept]
 
 
 def _with_atomic_io(plugins: Any, strategy: Any) -> list[Any]:

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
+import yaml
 from torch import Tensor
+
+from lightning_dterm.cli import main
 
 
 class Rows:
@@ -129,3 +133,40 @@ def events(trace: Path, rank: int = 0) -> list[dict[str, Any]]:
     """What a run noted."""
     path = Path(f"{trace}.{rank}")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_config(folder: Path) -> Path:
+    """A complete run of the stand-in."""
+    settings = {
+        "seed_everything": 1,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 4,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": "runs", "name": "x", "version": ""},
+            },
+        },
+        "model": {"class_path": "tests.cli_stand_in.StandInModule", "init_args": {"trace": str(folder / "trace")}},
+        "data": {"class_path": "tests.cli_stand_in.StandInData"},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that ``args`` fail with."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(list(args))
+    assert exit_info.value.code == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith(("INFO", "Seed set"))]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("lightning-dterm: error: ")
+    assert "Traceback" not in captured.out + captured.err
+    return lines[0]

@@ -22,7 +22,7 @@ import lightning_dterm.configs
 from lightning_dterm.callbacks import GracefulStop, PhaseProgressBar
 from lightning_dterm.checkpointing import AtomicCheckpointIO
 from lightning_dterm.cli import DTermTrainer, condense, main, packaged_config
-from tests.cli_stand_in import events
+from tests.cli_stand_in import error_of, events, write_config
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = Path(str(lightning_dterm.configs.__file__)).parent
@@ -30,42 +30,9 @@ CONFIGS = Path(str(lightning_dterm.configs.__file__)).parent
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A complete run of the stand-in; the working folder is empty but for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LIGHTNING_DTERM_DEBUG", raising=False)
-    settings = {
-        "seed_everything": 1,
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_steps": 4,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-            "log_every_n_steps": 1,
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": "runs", "name": "x", "version": ""},
-            },
-        },
-        "model": {"class_path": "tests.cli_stand_in.StandInModule", "init_args": {"trace": str(tmp_path / "trace")}},
-        "data": {"class_path": "tests.cli_stand_in.StandInData"},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line that ``args`` fail with."""
-    with pytest.raises(SystemExit) as exit_info:
-        main(list(args))
-    assert exit_info.value.code == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if not line.startswith(("INFO", "Seed set"))]
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("lightning-dterm: error: ")
-    assert "Traceback" not in captured.out + captured.err
-    return lines[0]
+    return write_config(tmp_path)
 
 
 def last_checkpoint(folder: Path) -> str:
