@@ -347,18 +347,6 @@ class PPOModule(CodeModule):
         progress = min(1.0, (step - settings.warmup) / max(1, self.trainer.max_steps - settings.warmup))
         return 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
-    def meta_gradient(self) -> float | None:
-        """Write the weighting's meta-gradient (clipped at norm 1) into ``.grad``; gives the meta-loss, if any."""
-        loss = self.weighting.meta_loss()
-        if loss is None:
-            return None
-        parameters = [p for p in self.weighting.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        return float(loss.detach())
-
     def clip_gradients_to(self, limit: float) -> Tensor:
         """Clip the joint gradient norm of actor and critic; returns the norm before. Handles FSDP2's sharded ones."""
         parameters = [*self._policy.actor_parameters(), *self._policy.critic_parameters()]

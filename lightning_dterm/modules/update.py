@@ -179,7 +179,20 @@ class PPOUpdate:
         if not torch.isfinite(norm):
             raise FloatingPointError(f"rollout {self.module.global_step}: the gradient norm is {float(norm)}")
         self.means.add("ppo/grad_norm", norm)
-        meta_loss = self.module.meta_gradient() if with_meta else None
+        meta_loss = self._meta_gradient() if with_meta else None
         if meta_loss is not None:
             self.means.add("weighting/meta_loss", meta_loss)
         self.module.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None, model=self.module)  # type: ignore[union-attr]
+
+    def _meta_gradient(self) -> float | None:
+        """Write the weighting's meta-gradient (clipped at norm 1) into ``.grad``; gives the meta-loss, if any."""
+        weighting = self.module.weighting
+        loss = weighting.meta_loss()
+        if loss is None:
+            return None
+        parameters = [p for p in weighting.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        return float(loss.detach())
