@@ -150,7 +150,7 @@ class BeforeAfterReport(RolloutCallback):
         tables = {mode: SampleTable().to(module.device) for mode in MODES}
         kl = torch.zeros(2, dtype=torch.float64, device=module.device)
         for batch in loader:
-            tasks = together(list, batch)
+            tasks: list[CodeTask] = together(list, batch)
             for mode, temperature in MODES.items():
                 kl += self._answer(module, tasks, tables[mode], temperature)
         total = all_sum(kl)

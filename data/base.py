@@ -7,10 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler, TaskBatch
-from lightning_dterm.modules.distributed import together
+from lightning_dterm.modules.config import resolve_seed
+from lightning_dterm.modules.distributed import all_gather, together
 from lightning_dterm.types import CodeTask
 
 
@@ -24,7 +26,8 @@ class CodeDataModule(L.LightningDataModule):
 
     Args:
         batch_size: Training prompts per step over all processes, so that a run is the same on one process or several.
-        seed: Seed of the training order and of whatever the benchmark samples; not negative.
+        seed: Seed of the training order and of whatever the benchmark samples; not negative. None follows
+            ``seed_everything`` (0 where that was not called); a resumed run then goes on with its checkpoint's.
         num_workers: Loader processes; 0 builds tasks in the training process.
         eval_batch_size: Prompts per process and batch in validation, test and prediction.
         limit_train: Use only the first so many training rows (None: all).
@@ -39,7 +42,7 @@ class CodeDataModule(L.LightningDataModule):
     def __init__(
         self,
         batch_size: int = 16,
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         eval_batch_size: int = 64,
         limit_train: int | None = None,
@@ -51,10 +54,11 @@ class CodeDataModule(L.LightningDataModule):
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size, **limits}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {value}")
-        if seed < 0 or num_workers < 0:
+        self.follows_seed = seed is None
+        self.seed, self.num_workers = resolve_seed(seed), num_workers
+        if self.seed < 0 or num_workers < 0:
             raise ValueError(f"{type(self).__name__}: seed and num_workers must not be negative")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
         self._limits = {"train": limit_train, "validation": limit_validation, "test": limit_test}
         self._tasks: dict[str, Sequence[CodeTask]] = {}
         self.stage = ""
@@ -72,8 +76,10 @@ class CodeDataModule(L.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} has no test split")
 
     def setup(self, stage: str) -> None:
-        """Build the splits that ``stage`` (fit, validate, test or predict) needs, once each."""
+        """Build the splits that ``stage`` (fit, validate, test or predict) needs, once each; all ranks must call."""
         self.stage = stage
+        if self.follows_seed and not self._tasks:
+            self.seed = all_gather(self.seed)[0]  # a script may have seeded every process differently
         needed = {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",))
         for split in needed:
             if split not in self._tasks:
@@ -82,6 +88,21 @@ class CodeDataModule(L.LightningDataModule):
     def tasks(self, split: str) -> Sequence[CodeTask]:
         """A split as built by :meth:`setup` (``train``, ``validation`` or ``test``), before any limit."""
         return self._tasks[split]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed, for the checkpoint."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run that was given no data seed of its own goes on with its checkpoint's, so that resume is exact."""
+        seed = int(state_dict["seed"])
+        if self.stage == "fit" and self.follows_seed and seed != self.seed:
+            rank_zero_warn(
+                f"going on with the checkpoint's data seed {seed} instead of seed_everything's {self.seed}; for "
+                "another one start a new run"
+            )
+            self.seed = seed
+            self._tasks["train"] = self.train_tasks()
 
     def _shard(self) -> tuple[int, int]:
         """(rank, processes) that share the data; under tensor parallelism fewer than the world."""

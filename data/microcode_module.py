@@ -14,8 +14,8 @@ from lightning_dterm.types import CodeTask
 class MicroCodeDataModule(CodeDataModule):
     """Small generated programs with tests, in five task types; the three splits share no program structure.
 
-    Tasks are generated when they are used, from a seed and their number alone. Runs with different seeds train on
-    different tasks but are judged on the same ones.
+    Tasks are generated when they are used, from a seed and their number alone. Runs with different seeds (by default
+    ``seed_everything``'s) train on different tasks but are judged on the same ones.
 
     Args:
         train_size: Training tasks per epoch.
