@@ -227,8 +227,8 @@ class ResumableDataLoader(DataLoader[CodeTask]):
                 raise ValueError(
                     f"cannot resume the training data: the checkpoint was written with {key}={state_dict[key]}, this "
                     f"run has {key}={here}; restore the setting (rows, content: the same data files and "
-                    "limit_train; global batch size: the data's batch_size; seed: data.init_args.seed) or start a new run "
-                    "without ckpt_path"
+                    "limit_train; global batch size: the data's batch_size; seed: data.init_args.seed) or start a new "
+                    "run without ckpt_path"
                 )
         self._epoch, self._taken = int(state_dict["epoch"]), int(state_dict["batches"])
         self._placed = True

@@ -108,7 +108,7 @@ def build(args: argparse.Namespace) -> CodeModule:
     return EarlyEnds(
         actor=ActorConfig(path=args.actor),
         critic=CriticConfig(kind=args.critic),
-        lora=LoraSettings(rank=4) if args.lora else None,
+        lora=LoraSettings(rank=args.lora_rank) if args.lora else None,
         generation=generation,
         # 16 samples in 3 minibatches: the ranks' shares of one differ in size
         ppo=PPOConfig(epochs=2, minibatches=3, micro_batch_size=args.micro),
@@ -125,6 +125,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--micro", type=int)
+    parser.add_argument("--lora_rank", type=int, default=4)
     parser.add_argument("--critic", default="separate")
     for flag in ("--supervised", "--lora", "--validate", "--report", "--evaluate"):
         parser.add_argument(flag, action="store_true")

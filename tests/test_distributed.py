@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -123,6 +124,24 @@ def test_lora_with_a_critic_adapter_on_two_processes(actor: Path, tmp_path: Path
         assert_same_weights(one, two, 1e-4)
         assert_same_metrics(one, two, 1e-4)
         assert_same_export(tmp_path / "export-one", folder, actor)
+
+
+def test_another_lora_rank_is_refused_under_fsdp2_too(actor: Path, tmp_path: Path) -> None:
+    """In one line: FSDP2's strategy loads weights before the module is asked, and they would not fit."""
+    options = {"steps": 1, "lora": True, "critic": "shared"}
+    launch(tmp_path / "run", actor, **options, checkpoints=tmp_path)
+    options |= {"lora_rank": 2, "resume": tmp_path / "last.ckpt"}
+    process = start(command_of(tmp_path / "run", actor, 2, "fsdp2", **options))
+    try:
+        output, _ = process.communicate(timeout=480)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    errors = [line for line in output.splitlines() if re.match(r"(\[rank\d\]: )?[\w.]*(Error|Failed)\b", line)]
+    assert errors
+    message = "ResumeError: lora.rank is 4 in this checkpoint and 2 in this run: give the same"
+    assert all(message in line for line in errors), output[-3000:]
 
 
 def test_a_shared_critic_under_fsdp2(actor: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
 KEY = "lightning_dterm"
 _EXTRA = "_extra_state"
+_SHARDED_METADATA = "meta.pt"  # Lightning's, in the folder that is a sharded checkpoint
 
 
 class ResumeError(ValueError):
@@ -68,8 +71,37 @@ def _extra_states(weighting: nn.Module) -> dict[str, Any]:
     return {name: owner.get_extra_state() for name, owner in owners.items()}
 
 
+def check_before_loading(module: PPOModule) -> None:
+    """Let the strategy ask :func:`check` first: FSDP2's loads weights while it reads, before the module is asked."""
+    strategy: Any = module.trainer.strategy
+    load = type(strategy).load_checkpoint
+
+    def checked_load(path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        file = Path(path) / _SHARDED_METADATA if Path(path).is_dir() else Path(path)
+        if file.is_file():
+            check(module, torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+        return load(strategy, path, *args, **kwargs)
+
+    strategy.load_checkpoint = checked_load
+
+
 def restore(module: PPOModule, checkpoint: dict[str, Any]) -> None:
     """Check that the checkpoint belongs to this actor and components, then restore the state beside the weights.
+
+    Raises:
+        ResumeError: As :func:`check`.
+    """
+    check(module, checkpoint)
+    state = checkpoint[KEY]
+    module.kl_controller.load_state_dict(state["kl"])
+    for name, extra in state["weighting"].items():
+        module.weighting.get_submodule(name).set_extra_state(extra)
+    module.overlong_prompts = int(state["overlong_prompts"])
+    _restore_seed(module, int(state["seed"]))
+
+
+def check(module: PPOModule, checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint that does not fit; a module without reward callbacks takes over its components.
 
     Raises:
         ResumeError: If it was not written by this module, for another actor, other components, settings
@@ -96,11 +128,6 @@ def restore(module: PPOModule, checkpoint: dict[str, Any]) -> None:
     _check_settings(module, state.get("settings", {}))
     _check_names(module, set(state["trained"]))
     _check_shapes(module, checkpoint.get("state_dict", {}))
-    module.kl_controller.load_state_dict(state["kl"])
-    for name, extra in state["weighting"].items():
-        module.weighting.get_submodule(name).set_extra_state(extra)
-    module.overlong_prompts = int(state["overlong_prompts"])
-    _restore_seed(module, int(state["seed"]))
 
 
 def _restore_seed(module: PPOModule, seed: int) -> None:
