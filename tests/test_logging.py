@@ -15,13 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_dterm.callbacks import SampleTableLogger
 from lightning_dterm.dterm import HypernetworkWeighting
-from lightning_dterm.modules.actor_critic import CriticConfig
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.supervised import SupervisedModule
 from lightning_dterm.types import CodeTask
-from tests.tiny import ScoreOf, TextData, share_of_a, text_task, tiny_actor, tiny_trainer
+from tests.tiny import ScoreOf, TextData, share_of_a, text_task, tiny_actor, tiny_fit, tiny_ppo
 
 Series = dict[str, list[tuple[int, float]]]
 
@@ -34,14 +33,12 @@ def actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ppo(actor: Path, **overrides: Any) -> PPOModule:
     settings: dict[str, Any] = {
-        "actor": ActorConfig(path=str(actor)),
-        "critic": CriticConfig(kind="shared"),
         "generation": GenerationConfig(max_prompt_length=8, max_new_tokens=4, samples_per_prompt=2),
         "ppo": PPOConfig(epochs=1, minibatches=1),
         "optimizer": OptimizerConfig(actor_lr=1e-3, critic_lr=1e-3),
         "weighting": HypernetworkWeighting(),
     }
-    return PPOModule(**{**settings, **overrides})
+    return tiny_ppo(actor, **{**settings, **overrides})
 
 
 class RareRepair(TextData):
@@ -62,10 +59,9 @@ def series(folder: Path) -> Series:
 def fit(root: Path, module: L.LightningModule, steps: int, resume: Path | None = None, **kwargs: Any) -> L.Trainer:
     logger = TensorBoardLogger(root, name="logs", version="", default_hp_metric=False)
     validation = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
-    settings = {"log_every_n_steps": 1, "num_sanity_val_steps": 1, **validation, **kwargs}
-    trainer = tiny_trainer(root, [ScoreOf("share", share_of_a)], steps, logger=logger, **settings)
-    trainer.fit(module, datamodule=RareRepair(batch_size=2, size=20), ckpt_path=resume)
-    return trainer
+    settings = {"log_every_n_steps": 1, "num_sanity_val_steps": 1, "logger": logger, **validation, **kwargs}
+    data = RareRepair(batch_size=2, size=20)
+    return tiny_fit(root, module, [ScoreOf("share", share_of_a)], steps, data, resume, **settings)
 
 
 def test_tensorboard_holds_each_rollouts_own_figures_at_its_number(actor: Path, tmp_path: Path) -> None:

@@ -23,10 +23,9 @@ from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.actor_critic import CriticConfig, LoraSettings
 from lightning_dterm.modules.checkpoints import ResumeError
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
-from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.types import CodeTask, Rollout
-from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
+from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_fit, tiny_ppo, tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +36,13 @@ def actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ppo(actor: Path, **overrides: Any) -> PPOModule:
     settings: dict[str, Any] = {
-        "actor": ActorConfig(path=str(actor)),
-        "critic": CriticConfig(kind="shared"),
         "generation": GenerationConfig(max_prompt_length=16, max_new_tokens=8, samples_per_prompt=2),
         "ppo": PPOConfig(epochs=2, minibatches=2),
         "kl": KLConfig(coef=0.1, target=0.5, horizon=100),
         "optimizer": OptimizerConfig(actor_lr=1e-3, critic_lr=1e-3, weighting_lr=1e-2),
         "weighting": HypernetworkWeighting(),
     }
-    return PPOModule(**{**settings, **overrides})
+    return tiny_ppo(actor, **{**settings, **overrides})
 
 
 COMPONENTS = {"share": share_of_a, "long": lambda text: min(1.0, len(text) / 8)}
@@ -72,11 +69,9 @@ class Record(RolloutCallback):
 
 def fit(tmp_path: Path, module: PPOModule, steps: int, **kwargs: Any) -> tuple[L.Trainer, Record]:
     record = Record()
-    resume = kwargs.pop("resume", None)
-    data = kwargs.pop("data", {})
-    trainer = tiny_trainer(tmp_path, components(), steps, callbacks=[record, *kwargs.pop("extra", [])], **kwargs)
-    trainer.fit(module, datamodule=TextData(**{"batch_size": 8, "size": 20, **data}), ckpt_path=resume)
-    return trainer, record
+    data = TextData(**{"batch_size": 8, "size": 20, **kwargs.pop("data", {})})
+    callbacks = [record, *kwargs.pop("extra", [])]
+    return tiny_fit(tmp_path, module, components(), steps, data, callbacks=callbacks, **kwargs), record
 
 
 def weights(module: PPOModule) -> dict[str, torch.Tensor]:

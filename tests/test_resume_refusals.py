@@ -18,7 +18,7 @@ from lightning_dterm.modules.config import GenerationConfig, OptimizerConfig, PP
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.supervised import SupervisedModule
-from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_trainer
+from tests.tiny import ScoreOf, TextData, share_of_a, tiny_actor, tiny_fit, tiny_ppo
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,16 @@ def actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ppo(actor: Path, **overrides: Any) -> PPOModule:
     settings: dict[str, Any] = {
-        "actor": ActorConfig(path=str(actor)),
-        "critic": CriticConfig(kind="shared"),
         "generation": GenerationConfig(max_prompt_length=8, max_new_tokens=2, samples_per_prompt=1),
         "ppo": PPOConfig(epochs=1, minibatches=1),
         "optimizer": OptimizerConfig(actor_lr=1e-3),
     }
-    return PPOModule(**{**settings, **overrides})
+    return tiny_ppo(actor, **{**settings, **overrides})
 
 
 def fit(root: Path, module: L.LightningModule, steps: int, resume: Path | None = None, **kwargs: Any) -> L.Trainer:
-    trainer = tiny_trainer(root, [ScoreOf("share", share_of_a)], steps, **kwargs)
-    trainer.fit(module, datamodule=TextData(batch_size=4, size=16), ckpt_path=resume)
-    return trainer
+    data = TextData(batch_size=4, size=16)
+    return tiny_fit(root, module, [ScoreOf("share", share_of_a)], steps, data, resume, **kwargs)
 
 
 def lora(rank: int = 4, alpha: int = 8, targets: Any = "all-linear") -> dict[str, Any]:

@@ -13,6 +13,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from lightning_dterm.callbacks import RewardComputation, TokenAttribution
 from lightning_dterm.data.base import CodeDataModule
 from lightning_dterm.init_actor import train_tokenizer
+from lightning_dterm.modules.actor_critic import CriticConfig
+from lightning_dterm.modules.loading import ActorConfig
+from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.rewards import RewardComponent
 from lightning_dterm.types import CodeTask, RewardResult, Sample
 
@@ -102,3 +105,23 @@ def tiny_trainer(root: Path, components: Sequence[RewardComponent], max_steps: i
         *kwargs.pop("callbacks", []),
     ]
     return L.Trainer(callbacks=callbacks, **{**settings, **kwargs})
+
+
+def tiny_ppo(actor: Path, **settings: Any) -> PPOModule:
+    """PPO of a :func:`tiny_actor`, by default with a critic on its trunk."""
+    return PPOModule(**{"actor": ActorConfig(path=str(actor)), "critic": CriticConfig(kind="shared"), **settings})
+
+
+def tiny_fit(
+    root: Path,
+    module: L.LightningModule,
+    components: Sequence[RewardComponent],
+    max_steps: int,
+    data: CodeDataModule,
+    resume: Path | None = None,
+    **kwargs: Any,
+) -> L.Trainer:
+    """Train with a :func:`tiny_trainer`; ``kwargs`` are its."""
+    trainer = tiny_trainer(root, components, max_steps, **kwargs)
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    return trainer
