@@ -17,7 +17,11 @@ HookName = Literal["on_generation_end", "on_rollout_end", "on_rewards_end", "on_
 class RolloutCallback(L.Callback):
     """A Lightning callback that also takes part in the PPO iteration. Override what you need.
 
-    The hooks run inside ``training_step``, where ``pl_module.log`` works and no rollout is in flight at a checkpoint.
+    The hooks run inside ``training_step``, where no rollout is in flight at a checkpoint. Figures of one's own are put
+    into ``rollout.metrics`` here (a number a name; what is logged is the mean over processes), or, in
+    ``on_train_batch_end`` and later, given to ``pl_module.log_step({name: value})``, the same value on every process:
+    both land with the package's own at the rollout's number k, counted from 1 as checkpoints count. Lightning's
+    ``pl_module.log`` works as well, but counts from 0: in TensorBoard its points lie at k - 1.
     """
 
     def on_phase_start(self, trainer: L.Trainer, pl_module: L.LightningModule, phase: str) -> None:

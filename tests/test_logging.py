@@ -15,11 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_dterm.callbacks import SampleTableLogger
 from lightning_dterm.dterm import HypernetworkWeighting
+from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.supervised import SupervisedModule
-from lightning_dterm.types import CodeTask
+from lightning_dterm.types import CodeTask, Rollout
 from tests.tiny import ScoreOf, TextData, share_of_a, text_task, tiny_actor, tiny_fit, tiny_ppo
 
 Series = dict[str, list[tuple[int, float]]]
@@ -86,6 +87,21 @@ def test_tensorboard_holds_each_rollouts_own_figures_at_its_number(actor: Path, 
     events.Reload()
     assert [event.step for event in events.Tensors("samples/text_summary")] == [1, 2, 3, 4, 5, 6]
     assert trainer.logged_metrics["reward/total"] == pytest.approx(logged["reward/total"][-1][1])
+
+
+def test_figures_of_a_users_callback_lie_where_its_docstring_says(actor: Path, tmp_path: Path) -> None:
+    class Own(RolloutCallback):
+        def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+            rollout.metrics["mine/in_the_rollout"] = 10.0 * (pl_module.global_step + 1)
+
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            pl_module.log_step({"mine/after_it": 10.0 * pl_module.global_step})
+            pl_module.log("mine/by_lightning", 10.0 * pl_module.global_step)
+
+    fit(tmp_path, ppo(actor), 3, callbacks=[Own()], limit_val_batches=0)
+    logged = series(tmp_path / "logs")
+    assert logged["mine/in_the_rollout"] == logged["mine/after_it"] == [(1, 10.0), (2, 20.0), (3, 30.0)]
+    assert logged["mine/by_lightning"] == [(0, 10.0), (1, 20.0), (2, 30.0)]
 
 
 def test_a_resumed_run_logs_what_a_whole_one_does(actor: Path, tmp_path: Path) -> None:

@@ -216,8 +216,9 @@ class CodeModule(L.LightningModule):
     def log_step(self, figures: Mapping[str, float], prog_bar: Collection[str] = ()) -> None:
         """Log what the step just done has shown, at its number: 1 for the first, as checkpoints count.
 
-        ``self.log`` would keep what earlier steps logged and repeat it where this step has no such figure, and count
-        from 0. ``trainer.callback_metrics``, which monitors read, keep the last known value.
+        Callbacks may call it, in ``on_train_batch_end`` for instance. ``self.log`` would keep what earlier steps logged
+        and repeat it where this step has no such figure, and count from 0. ``trainer.callback_metrics``, which monitors
+        read, keep the last known value.
 
         Args:
             figures: The same on every rank.
