@@ -19,6 +19,10 @@ from hypothesis import strategies as st
 from lightning_dterm.execution import Request, TaskJudge
 from lightning_dterm.sandbox import Job, Limits, Sandbox, client, namespaces, stub_runtime, wire, zygote
 from lightning_dterm.sandbox.expect import Expectation, Recorder
+from lightning_dterm.sandbox.levels import Level
+from lightning_dterm.sandbox.plain import PlainClient
+from lightning_dterm.sandbox.sandbox import judge_all
+from lightning_dterm.sandbox.slot import Settings
 from lightning_dterm.sandbox.stub import TestSource, convert, run_suites
 from lightning_dterm.types import CallTest, CodeTask
 
@@ -143,6 +147,40 @@ def test_a_job_that_cannot_be_judged_is_infra_and_its_neighbours_are_judged(sand
     assert "not plain data: complex" in (found[1].exception or "")
     with pytest.raises(ValueError, match="not plain data: complex"):  # a job of the caller's own still says so
         sandbox.run("def f(x): return x\n", "f", calls[1].tests)
+
+
+class Whole(int):
+    """A number that is no plain data."""
+
+
+class Untold:
+    """An expected value of the caller's that fails when it is asked."""
+
+    def accepts(self, returned: Any) -> bool:
+        raise KeyError(returned)
+
+
+NO_TESTS = [CallTest((), Whole(1)), CallTest((), lambda: 1), CallTest((Whole(1),), 1), CallTest((), Untold())]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_tests_that_cannot_be_judged_cost_their_neighbours_nothing(sandbox: Sandbox, plain: bool) -> None:
+    """A judge that cannot even load a test must not die of it; a client that judges by itself goes on."""
+    restarts = sandbox._client.restarts
+    bad = NO_TESTS[3:] if plain else NO_TESTS
+    jobs = [HONEST, *[Job(HONEST.program, "f", (test,)) for test in bad], HONEST]
+    with Sandbox(slots=1) as other:
+        box = other if plain else sandbox
+        if plain:
+            other._client = PlainClient(Settings(min_level=Level.NONE), 1)
+        found = judge_all(box, jobs)
+        assert [result.status for result in found] == ["passed", *["infra"] * len(bad), "passed"]
+        lazy = box.run_many(jobs, lazy=True)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="could not judge a job"):
+                lazy[1]
+        assert lazy[len(bad) + 1].passed
+    assert sandbox._client.restarts == restarts
 
 
 @pytest.mark.parametrize("number", ["10 ** 5000", "-(10 ** 9000)"])
@@ -326,3 +364,31 @@ def test_a_used_folder_is_thrown_away_although_the_clock_stood_still(
     scratch.prepare()
     tmp_path.chmod(0o700)
     assert events == (["mount", "unmount", "mount"] if trace else ["mount"])
+
+
+REPLACED = "import os\ndef f():\n    p = os.getcwd()\n    os.chdir('..')\n    os.rmdir(p)\n    {}\n    return 2\n"
+
+
+LEFT = ("open(p, 'w').close()", "os.mkdir(p, 0)", "os.symlink('/etc', p)", "open('q', 'w').close()")
+
+
+def test_what_a_program_makes_of_its_folder_excuses_nothing() -> None:
+    """Without Landlock the folder can be replaced: the worker goes, the verdict stays (``infra`` would be masked)."""
+    jobs = [Job(REPLACED.format(left), "f", HONEST.tests) for left in LEFT]
+    with Sandbox(slots=1, namespaces=False, without=["landlock", "uid"], min_level="syscalls") as box:
+        results = box.run_many([HONEST, *jobs, HONEST, HONEST])
+    assert [result.status for result in results] == ["passed", *["failed"] * 4, "passed", "passed"]
+
+
+def test_a_folder_that_cannot_be_listed_is_too_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not zygote.overflows(str(tmp_path))
+    (tmp_path / "hidden").mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("hidden"):
+            raise PermissionError(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert zygote.overflows(str(tmp_path))

@@ -206,6 +206,35 @@ def test_bad_settings_are_refused(bad: dict[str, object]) -> None:
         Sandbox(**bad)  # type: ignore[arg-type]
 
 
+def test_while_one_thread_waits_others_hand_over_jobs_and_a_fork_gets_verdicts(sandbox: Sandbox) -> None:
+    sleepy = "import time\ndef f(x):\n    time.sleep(1.2)\n    return x * x\n"
+    assert_healthy(sandbox)
+    waiter = threading.Thread(target=sandbox.run, args=(sleepy, "f", TESTS[:1]))
+    waiter.start()
+    time.sleep(0.3)
+    started = time.monotonic()
+    later = sandbox.run_many([Job(SQUARE, "f", TESTS)], lazy=True)
+    assert time.monotonic() - started < 0.5
+    child = os.fork()
+    if child == 0:  # the thread, and the lock that it may hold, stayed behind
+        verdict = 1
+        try:
+            verdict = 0 if sandbox.run(SQUARE, "f", TESTS).passed else 2
+            sandbox.close()
+        finally:
+            os._exit(verdict)
+    deadline, status = time.monotonic() + 20.0, None
+    while status is None and time.monotonic() < deadline:
+        ended, code = os.waitpid(child, os.WNOHANG)
+        status = code if ended else time.sleep(0.02)
+    if status is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    waiter.join()
+    assert status == 0
+    assert later[0].passed
+
+
 def test_pickled_and_forked_sandboxes_start_their_own_judges(sandbox: Sandbox) -> None:
     copy = pickle.loads(pickle.dumps(sandbox))
     assert copy.limits == sandbox.limits

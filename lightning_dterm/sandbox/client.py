@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import logging
@@ -24,12 +25,14 @@ from typing import IO, Any
 
 from lightning_dterm.sandbox import wire
 from lightning_dterm.sandbox.folders import sweep
-from lightning_dterm.sandbox.judge import Judged
+from lightning_dterm.sandbox.expect import Expectation
+from lightning_dterm.sandbox.judge import Judged, Keep
 from lightning_dterm.sandbox.judge_process import MESSAGE
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, Level
-from lightning_dterm.sandbox.result import Job, Result, Status, TestOutcome, from_plain
+from lightning_dterm.sandbox.result import Job, Limits, Result, Status, TestOutcome, from_plain
 from lightning_dterm.sandbox.slot import AHEAD, SandboxUnavailable, Settings
 from lightning_dterm.sandbox.tickets import Results, Ticket, settle
+from lightning_dterm.types import CallTest
 
 __all__ = ["Client", "Results", "SlotState", "Ticket", "report_level", "settle"]
 
@@ -81,7 +84,8 @@ class Client:
         self._log: IO[bytes] | None = None
         self._buffer = bytearray()
         self._folder = ""
-        self._owner = 0
+        self._home = os.getpid()
+        self._spoke = 0.0  # when the judge was last heard
         self._heard = False  # of any judge
         self._accidents = 0  # since the last verdict
         longest = self.settings.limits.wall_s * (self.settings.limits.restarts + 2)
@@ -100,8 +104,9 @@ class Client:
     def submit(self, jobs: Sequence[Job]) -> Results:
         """Hand jobs to the judge at once; wait for none."""
         tickets = [Ticket(job) for job in jobs]
+        self._settle_in()
         with self._lock:
-            if self._careful and self._owner == os.getpid():
+            if self._careful:
                 self._waiting.extend(tickets)
             else:
                 self._send(tickets)
@@ -114,12 +119,19 @@ class Client:
             SandboxUnavailable: the workers cannot be started or isolated as asked.
             ValueError: the job's tests are not plain data.
         """
-        if not ticket.done:
+        self._settle_in()
+        self._spoke = max(self._spoke, time.monotonic())
+        while not ticket.done:
             with self._lock:
-                while not ticket.done:
-                    if self._owner != os.getpid() or not self._has(ticket):
-                        self._send([ticket])  # this side of a fork, or after close()
-                    self._receive()
+                if not ticket.done and not self._has(ticket):
+                    self._send([ticket])  # this side of a fork, or after close()
+                control = self._control
+            if ticket.done or control is None:
+                continue
+            ready = _readable(control)  # without the lock: other threads may hand over jobs meanwhile
+            with self._lock:
+                if control is self._control and not ticket.done:
+                    self._take(ready)
         if ticket.error is not None:
             raise ticket.error
         assert ticket.result is not None
@@ -134,14 +146,22 @@ class Client:
             self._send_message(tickets[start : start + _CHUNK])
 
     def _send_message(self, tickets: Sequence[Ticket]) -> None:
-        self._ensure()
+        if self._process is None:
+            self._start()
         jobs = []
         for ticket in tickets:
             ticket.number = next(self._numbers)
             job = ticket.portable()
             fields = (job.program, job.entry_point, job.tests, job.measure_cost, job.limits, job.trust)
             jobs.append((ticket.number, fields))
-        data = pickle.dumps(jobs, pickle.HIGHEST_PROTOCOL)
+        try:
+            data = _packed(jobs)
+        except Exception as error:  # the tests of one of them
+            if len(tickets) == 1:
+                tickets[0].error = ValueError(f"the sandbox could not judge a job: {type(error).__name__}: {error}")
+            for ticket in tickets if len(tickets) > 1 else ():
+                self._send_message([ticket])
+            return
         self._pending.update((ticket.number, ticket) for ticket in tickets)
         assert self._control is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death shows when receiving
@@ -150,32 +170,39 @@ class Client:
     def _receive(self) -> None:
         """Take what the judge has sent, waiting for something to come."""
         assert self._control is not None
-        deadline = time.monotonic() + self._patience_s
-        poller = select.poll()
-        poller.register(self._control, select.POLLIN)
-        while True:
-            ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            chunk = b""
-            if ready:
-                with contextlib.suppress(ConnectionResetError):
-                    chunk = self._control.recv(1 << 20)
-            if not chunk:
-                self._replace("the judge process " + ("died" if ready else "stopped answering"))
-                return
-            self._buffer += chunk
-            if self._dispatch():
-                return
+        self._spoke = time.monotonic()
+        self._take(_readable(self._control, self._patience_s))
 
-    def _dispatch(self) -> bool:
-        """Hand complete messages to their tickets; whether there was one."""
-        some = False
+    def _take(self, ready: bool) -> None:
+        """Take what the judge has sent; replace a judge that is gone, or silent for too long."""
+        assert self._control is not None
+        if not ready:
+            if time.monotonic() > self._spoke + self._patience_s:
+                self._replace("the judge process stopped answering")
+            return
+        chunk = b""
+        try:
+            chunk = self._control.recv(1 << 20, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # another thread was faster
+            return
+        except ConnectionResetError:
+            pass
+        self._spoke = time.monotonic()
+        if not chunk:
+            self._replace("the judge process died")
+            return
+        self._buffer += chunk
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Hand complete messages to their tickets."""
         while len(self._buffer) >= MESSAGE.size:
             length, number = MESSAGE.unpack_from(self._buffer)
             if len(self._buffer) < MESSAGE.size + length:
                 break
             content = json.loads(self._buffer[MESSAGE.size : MESSAGE.size + length])
             del self._buffer[: MESSAGE.size + length]
-            some = self._heard = True
+            self._heard = True
             if content[0] == "slot":
                 place, level, fences, reasons, pid = content[1]
                 self.states[place] = SlotState(level, frozenset(fences), reasons, pid)
@@ -186,7 +213,6 @@ class Client:
                 self._accidents = 0
                 _answer(ticket, content)
         self._go_on()
-        return some
 
     def _replace(self, reason: str) -> None:
         """Start another judge for every job that the last one left; nothing is lost silently.
@@ -235,11 +261,10 @@ class Client:
         message = f"{reason}: {log}" if log else reason
         ticket.result = Result(status, outcomes, exception=message[:300], trust=ticket.job.trust)
 
-    def _ensure(self) -> None:
-        if self._owner != os.getpid():
+    def _settle_in(self) -> None:
+        """Before anything else: in a forked copy of the trainer nothing of the original's is ours, its lock least."""
+        if self._home != os.getpid():
             self._forget()
-        if self._process is None:
-            self._start()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -257,7 +282,7 @@ class Client:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log, env=environment,
                 pass_fds=(theirs.fileno(),), start_new_session=True, cwd="/",
             )  # fmt: skip
-        self._control, self._owner = ours, os.getpid()
+        self._control = ours
         self._buffer.clear()
         self.states.clear()
 
@@ -277,7 +302,7 @@ class Client:
         self._process = self._control = self._log = None
         self._drop()
         self._lock = threading.RLock()
-        self._owner = os.getpid()
+        self._home = os.getpid()
 
     def _drop(self) -> None:
         """Forget the jobs; whoever still waits for one sends it anew."""
@@ -288,7 +313,7 @@ class Client:
 
     def close(self) -> None:
         """End the judge and its zygotes; jobs under way are judged anew if their results are still asked for."""
-        if self._owner != os.getpid():
+        if self._home != os.getpid():
             self._forget()
             return
         process, control, log = self._process, self._control, self._log
@@ -318,7 +343,36 @@ def _answer(ticket: Ticket, content: list[Any]) -> None:
         ticket.error = ValueError(f"the sandbox could not judge a job: {value}")
     else:
         kept = {place: wire.decode(encoded) for place, encoded in content[2]}
-        settle(ticket, Judged(from_plain(value), kept))
+        try:
+            settle(ticket, Judged(from_plain(value), kept))
+        except Exception as error:  # an expected value of the trainer's own
+            ticket.error = ValueError(f"the sandbox could not judge a job: {type(error).__name__}: {error}")
+
+
+def _readable(control: socket.socket, patience_s: float = 1.0) -> bool:
+    """Wait for something to come, or for the end; a socket that was closed meanwhile has nothing."""
+    poller = select.poll()
+    try:
+        poller.register(control, select.POLLIN)
+    except ValueError:
+        return False
+    return bool(poller.poll(patience_s * 1000))
+
+
+class _Pickler(pickle.Pickler):
+    """Plain data and our own dataclasses only: whatever else the judge could not load, and would die of."""
+
+    def reducer_override(self, value: Any) -> Any:
+        kind = value if isinstance(value, type) else type(value)
+        if kind not in (CallTest, Limits, Expectation, Keep):
+            raise wire.Refused(f"not plain data: {kind.__name__}")
+        return NotImplemented
+
+
+def _packed(jobs: list[Any]) -> bytes:
+    stream = io.BytesIO()
+    _Pickler(stream, pickle.HIGHEST_PROTOCOL).dump(jobs)
+    return stream.getvalue()
 
 
 _reported: set[str] = set()

@@ -117,7 +117,7 @@ class Guard:
 
     Args:
         kernel: The system calls.
-        scratch: The folder below which programs may write.
+        scratch: The folder below which programs may write; without namespaces, the one that they start in.
         plan: The namespaces that the zygote lives in, see :mod:`~lightning_dterm.sandbox.namespaces`; None for none.
         without: Fences to do without: for tests of the lower levels, and of what the higher ones add.
 
@@ -135,7 +135,9 @@ class Guard:
         # In a user namespace root was given up on the way in; without namespaces it is given up where the interpreter
         # can still be read without it.
         self._leaves_root = plan == "root" or (
-            plan is None and "uid" not in without and can_leave_root(kernel, namespaces.standard_library(), scratch)
+            plan is None
+            and "uid" not in without
+            and can_leave_root(kernel, namespaces.standard_library(), os.path.dirname(scratch))
         )
         apart = kernel.has_spare_user and (self._leaves_root or (plan == "user" and os.geteuid() == kernel.spare_user))
         granted = [*self._fence.names, *namespaces.fences_of(plan), *(["uid"] if apart else [])]

@@ -61,8 +61,13 @@ class PlainClient:
         from lightning_dterm.sandbox.steps import judge_job
         from lightning_dterm.sandbox.tickets import settle
 
-        if ticket.result is None:
-            settle(ticket, judge_job(ticket.portable(), self.settings.limits, self._attempt))
+        if not ticket.done:
+            try:
+                settle(ticket, judge_job(ticket.portable(), self.settings.limits, self._attempt))
+            except Exception as error:  # this job's: whoever judges several goes on with the others
+                ticket.error = ValueError(f"the sandbox could not judge a job: {type(error).__name__}: {error}")
+        if ticket.error is not None:
+            raise ticket.error
         assert ticket.result is not None
         return ticket.result
 

@@ -55,20 +55,25 @@ _HANG = re.compile(rb'File "<program>", line (\d{1,7}) in')
 
 
 def overflows(path: str) -> bool:
-    """Whether a folder holds more, or deeper, than a program may write; links are not followed."""
+    """Whether a folder holds more, or deeper, than a program may write, or hides what it holds; no links are followed."""
     entries = size = 0
     pending = [(path, 0)]
     while pending:
         folder, depth = pending.pop()
-        with contextlib.suppress(OSError), os.scandir(folder) as found:
-            for entry in found:
-                entries += 1
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((entry.path, depth + 1))
-                else:
-                    size += entry.stat(follow_symlinks=False).st_size
-                if entries > _MAX_ENTRIES or size > _MAX_BYTES or depth > _MAX_DEPTH:
-                    return True
+        try:
+            with os.scandir(folder) as found:
+                for entry in found:
+                    entries += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append((entry.path, depth + 1))
+                    else:
+                        size += entry.stat(follow_symlinks=False).st_size
+                    if entries > _MAX_ENTRIES or size > _MAX_BYTES or depth > _MAX_DEPTH:
+                        return True
+        except PermissionError:
+            return True
+        except OSError:  # removed meanwhile
+            continue
     return False
 
 
@@ -80,11 +85,14 @@ class Scratch:
         self._folder = folder
         self.cwd = os.path.join(folder, "cwd") if plan is None else namespaces.CWD
         self._untouched: tuple[int, ...] = ()  # no folder is there
+        self._made: os.stat_result | None = None
 
     def prepare(self) -> None:
         """Make it, if the last program touched it."""
         if self._plan is None:
-            os.makedirs(self.cwd, mode=0o700, exist_ok=True)
+            if self._made is None:
+                os.mkdir(self.cwd, mode=0o700)
+                self._made = os.lstat(self.cwd)
         elif not self._untouched:
             namespaces.mount_scratch(self._kernel, self._plan)
             self._untouched = self._look()
@@ -103,15 +111,26 @@ class Scratch:
         return self._plan is None and overflows(self._folder)
 
     def clean(self) -> None:
-        """Throw away what the program left."""
+        """Throw away what the program left.
+
+        Raises:
+            OSError: there is something that cannot be removed, or the folder is not the one that was made (which
+                Landlock's rules are about): no other program may find it.
+        """
         if self._plan is not None:
             if self._look() != self._untouched:
                 namespaces.unmount_scratch(self._kernel)
                 self._untouched = ()
-        elif os.listdir(self._folder) != ["cwd"] or os.path.islink(self.cwd) or os.listdir(self.cwd):
-            empty_folder(self._folder)
-            if os.listdir(self._folder):
-                raise SystemExit("a program left files that cannot be removed")  # no other may find them
+            return
+        found = os.lstat(self.cwd)
+        if self._made is None or not os.path.samestat(found, self._made) or os.listdir(self._folder) != ["cwd"]:
+            raise OSError(f"a program put something else in the place of {self.cwd}")
+        if found.st_mode != self._made.st_mode:
+            os.chmod(self.cwd, 0o700)
+        if os.listdir(self.cwd):
+            empty_folder(self.cwd)
+            if os.listdir(self.cwd):
+                raise OSError("a program left files that cannot be removed")
 
 
 class Zygote:
@@ -121,6 +140,7 @@ class Zygote:
         self.control, self.judge, self.guard, self.scratch = control, judge, guard, scratch
         self._alone = alone  # process 1 of its own namespace
         self._own_pid = os.getpid()
+        self._spent = False  # something is left of a program that another must not find
         self._waiting: deque[tuple[Any, ...]] = deque()  # requests read while a program ran: see _watch
         self._poller = select.poll()
         self._poller.register(self.judge, select.POLLIN)
@@ -144,6 +164,19 @@ class Zygote:
             if kind == b"R":  # a late stop request for a program that has ended is ignored
                 reply = self._supervise(connection, number, *limits)
                 self.control.send(reply)
+                if self._spent:
+                    self._retire()
+                    return
+
+    def _retire(self) -> None:
+        """Wait for the judge to leave: were the socket closed on requests unread, the last answer could go with them."""
+        self.control.shutdown(_socket.SHUT_WR)
+        while not any(descriptor == self.judge for descriptor, _ in self._idle.poll()):
+            request = self._receive()
+            if request == ():
+                return
+            if request and request[1] >= 0:
+                os.close(request[1])
 
     def _receive(self) -> tuple[Any, ...] | None:
         """A request and the descriptor that came with it; None where there is none yet, empty at the end."""
@@ -175,7 +208,11 @@ class Zygote:
         flags = self._watch(child, number, started + wall_s)
         status, cpu, peak = bury(child, self._alone)
         line = 0 if os.WIFEXITED(status) and os.WEXITSTATUS(status) != wire.NOT_FENCED else self._read_notes(status)
-        self.scratch.clean()
+        try:
+            self.scratch.clean()
+        except OSError as error:  # our end, but no excuse for the program: its verdict stands
+            os.write(2, f"{error}\n".encode("utf-8", "replace")[:500])
+            self._spent = True
         wall = time.monotonic() - started
         return wire.REPLY.pack(number, status, cpu, wall, peak, flags, line)
 
@@ -295,11 +332,12 @@ def main() -> None:
     kernel, plan, reasons = _isolate(folder, options["namespaces"])
     if plan is None:
         kernel.adopt_orphans()
-    guard = Guard(kernel, folder if plan is None else namespaces.WORK, plan, frozenset(options["without"]))
+    scratch = Scratch(kernel, folder, plan)
+    scratch.prepare()  # Landlock's rules are about this very folder
+    guard = Guard(kernel, namespaces.WORK if plan else scratch.cwd, plan, frozenset(options["without"]))
     sys.argv[:] = [""]
     os.environ.clear()
     sys.modules["__main__"].__dict__.pop("__file__", None)
-    scratch = Scratch(kernel, folder, plan)
     kernel.no_new_privileges()
     harness.rehearse(_REHEARSALS)
     for name in [name for name in sys.modules if name.startswith("lightning_dterm")]:
