@@ -356,6 +356,7 @@ def compiler_options(sandbox: Runner, limits: CompileLimits | None = None) -> di
         "limits": limits,
         "allow_missing": sorted(missing & FENCES),
         "namespaces": getattr(sandbox, "namespaces", True),
+        "min_level": least,
     }
     return {name: value for name, value in options.items() if value is not None}
 

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from lightning_dterm.sandbox.languages import Compilers
+from lightning_dterm.sandbox.languages.process import FENCES as LAUNCHER_FENCES
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, FENCES, Level, level_of, missing_for
 from lightning_dterm.sandbox.result import Job
 from lightning_dterm.sandbox.sandbox import Sandbox, default_slots
@@ -57,11 +59,29 @@ def doctor(slots: int) -> int:
     print(f"{'cgroup':<10} {'there' if present else 'NO':<6} never used: {why}")
     print(f"\nlevel: {level.label} (default minimum: {DEFAULT_LEVEL.label}); canaries ran")
     print(f"start: {start_s:.2f} s; {rate:.0f} small programs per second on {slots} slots")
+    print("\n" + "\n".join(compilers()))
     for missing in missing_for(Level.NAMESPACES, state.fences):
         print(f"missing for level 'namespaces': {missing}: {FENCES[missing]}")
     if state.reasons:
         print(f"the kernel said: {state.reasons}")
     return 0 if level >= DEFAULT_LEVEL else 1
+
+
+def compilers() -> list[str]:
+    """What compiles here, what runs, what to install; and, of the real launcher, how far both are isolated."""
+    with Compilers(slots=1, allow_missing=sorted(LAUNCHER_FENCES)) as found:
+        lines = []
+        for name, backend in sorted(found.backends.items()):
+            runs = ", programs run" if backend.runs else ""
+            lines.append(
+                f"{name:<10} " + (f"{backend.version}{runs}" if backend.path else f"NO: install {backend.package}")
+            )
+        try:
+            level, fences, reasons = found.isolation()
+        except SandboxUnavailable as error:
+            return [*lines, f"compilers and compiled programs: none can be isolated: {error}"]
+    said = f"; the kernel said: {reasons}" if reasons else ""
+    return [*lines, f"compilers and compiled programs: level {level} ({', '.join(sorted(fences))}){said}"]
 
 
 def cgroups(proc: str = "/proc/self", root: str = "/sys/fs/cgroup") -> tuple[bool, str]:
@@ -102,12 +122,20 @@ def _throughput(slots: int, programs: int = 100) -> float:
         return programs / (time.perf_counter() - started)
 
 
+def _slots(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 is needed, got {text!r}")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m lightning_dterm.sandbox", description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("doctor", help="print what isolation this machine grants")
-    command.add_argument("--slots", type=int, default=default_slots(), help="programs at a time (default: all cores)")
+    command.add_argument(
+        "--slots", type=_slots, default=default_slots(), help="programs at a time (default: all cores)"
+    )
     return doctor(parser.parse_args(arguments).slots)
 
 

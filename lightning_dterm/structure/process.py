@@ -52,7 +52,8 @@ class ParseLimits:
     """What one text may cost; beyond it the text counts as unparseable.
 
     Attributes:
-        cpu_s: CPU seconds (a real 100 kB program takes 0.1 to 0.3).
+        cpu_s: Most CPU seconds; a short text has fewer, see :func:`lightning_dterm.structure.worker.cpu_limit` (a real
+            100 kB program takes 0.1 to 0.3).
         wall_s: Wall-clock backstop for a parser that hangs without computing.
         memory: Bytes of address space of the parser process.
         max_bytes: Longest text in bytes of UTF-8.

@@ -133,6 +133,8 @@ def gave_up(ended: Ended, limits: CompileLimits) -> tuple[ReportStatus, str] | N
         return "output", "the compiler wrote more than its limit"
     if "wall" in ended.flags or ended.signal == _SIGXCPU or ended.cpu_s >= limits.cpu_s:
         return "timeout", "the compiler needed more than its time limit"
+    if ended.code == 0:  # whatever it quotes
+        return None
     words = ended.stderr
     if b"out of memory" in words or b"Cannot allocate memory" in words or b"virtual memory exhausted" in words:
         return "memory", "the compiler needed more than its memory limit"

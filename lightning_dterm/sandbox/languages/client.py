@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning_dterm.sandbox.client import Results, SlotState, Ticket, report_level
 from lightning_dterm.sandbox.languages.compilers import Compilers, canonical
 from lightning_dterm.sandbox.languages.diagnostics import Report
-from lightning_dterm.sandbox.languages.process import FENCES, LauncherUnavailable
+from lightning_dterm.sandbox.languages.process import FENCES
 from lightning_dterm.sandbox.languages.programs import ProgramJob, Programs, not_built
 from lightning_dterm.sandbox.levels import Level
 from lightning_dterm.sandbox.result import Job, Result
@@ -37,7 +37,9 @@ class CompiledClient:
         missing = set(allow_missing)
         missing |= {"landlock"} if settings.min_level < Level.KERNEL else set()
         missing |= {"seccomp"} if settings.min_level < Level.SYSCALLS else set()
-        self._compilers = Compilers(slots, allow_missing=sorted(missing & FENCES), namespaces=settings.namespaces)
+        self._compilers = Compilers(
+            slots, allow_missing=sorted(missing & FENCES), namespaces=settings.namespaces, min_level=settings.min_level
+        )
         self._lock = threading.Lock()
         backend = self._compilers.backends.get(self.language)
         if backend is None or not backend.runs:
@@ -58,15 +60,7 @@ class CompiledClient:
                 f"No compiler for {self.language} is installed. Install {self._backend.package} (for example: apt-get "
                 f"install {self._backend.package})."
             )
-        try:
-            level, fences, reasons = self._compilers.isolation()
-        except LauncherUnavailable as error:
-            raise SandboxUnavailable(str(error)) from error
-        if Level.parse(level) < self.settings.min_level:
-            raise SandboxUnavailable(
-                f"Programs in {self.language} run at level {level!r} at most here, below min_level "
-                f"{self.settings.min_level.label!r} ({reasons}): lower it to accept that."
-            )
+        level, fences, reasons = self._compilers.isolation()
         return {0: SlotState(level, fences, reasons, 0)}
 
     def submit(self, jobs: Sequence[Job | ProgramJob]) -> Results:

@@ -19,6 +19,7 @@ from lightning_dterm.sandbox.languages.java import JavaCompiler
 from lightning_dterm.sandbox.languages.process import FENCES, Command, Ended, Launcher, LauncherLost
 from lightning_dterm.sandbox.languages.script import CSharpCompiler, GoCompiler, NodeCompiler, PhpCompiler
 from lightning_dterm.sandbox.languages.service import Service
+from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, Level, missing_for
 from lightning_dterm.sandbox.result import Job, Result
 from lightning_dterm.sandbox.sandbox import Sandbox, default_slots
 
@@ -82,9 +83,10 @@ class Compilers:
         allow_missing: Fences (``seccomp``, ``landlock``) that may be missing: an explicit opt-in to less isolation.
         sandbox: Where Python is compiled; default: one of its own.
         namespaces: Use namespaces where the kernel grants them.
+        min_level: ``namespaces`` accepts nothing less; below that, ``allow_missing`` says what may be missing.
 
     Raises:
-        ValueError: ``slots`` below 1, or an unknown fence.
+        ValueError: ``slots`` below 1, an unknown fence, or no such level.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Compilers:
         allow_missing: Sequence[str] = (),
         sandbox: Sandbox | None = None,
         namespaces: bool = True,
+        min_level: Level | str = DEFAULT_LEVEL,
     ) -> None:
         if sandbox is not None and sandbox.language != "python":
             raise ValueError(f"Compilers: sandbox must run Python, not {sandbox.language!r}.")
@@ -106,6 +109,8 @@ class Compilers:
         self.slots = slots or default_slots()
         self.limits = limits or CompileLimits()
         self.required = FENCES - set(allow_missing)
+        if Level.parse(min_level) == Level.NAMESPACES:
+            self.required |= frozenset(missing_for(Level.NAMESPACES, FENCES))
         self.cache = cache or CompileCache()
         self._owns_cache = cache is None
         self.namespaces = namespaces

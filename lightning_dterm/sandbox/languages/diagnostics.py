@@ -144,18 +144,26 @@ def utf16_offset(source: str, units: int) -> int:
     return len(source.encode("utf-16-le", "replace")[: 2 * units].decode("utf-16-le", "ignore"))
 
 
-def distinct(found: Sequence[Diagnostic], limit: int = 200) -> tuple[Diagnostic, ...]:
-    """Repeated diagnostics removed, at most ``limit`` kept, errors before anything else if it must be cut."""
-    kept = list(dict.fromkeys(found))
+def distinct(found: Sequence[Diagnostic], limit: int = 200, moved: bool = False) -> tuple[Diagnostic, ...]:
+    """Repeated diagnostics removed, at most ``limit`` kept, errors before anything else if it must be cut.
+
+    Args:
+        found: In order.
+        limit: Most to keep.
+        moved: The program moved its own lines (:func:`moves_lines`): the places are its own word and blame no line, and
+            what looks repeated need not be.
+    """
+    kept = [Diagnostic(one.severity, one.message) for one in found] if moved else list(dict.fromkeys(found))
     if len(kept) > limit:
         kept = [one for one in kept if one.severity == "error"][:limit]
     return tuple(kept)
 
 
 _SPLICE = re.compile(r"\\[ \t]*(?:\r\n?|\n)")
+_BLANKS = r"[ \t\f\v\0\xa0\ufeff]*"  # compilers skip zeros and byte order marks, too
 _MOVES_LINES = {
-    "c": re.compile(r"(?:^|\*/)[ \t\f\v]*(?:#|%:|\?\?=)\s*(?:line\b|\d|/\*|//)", re.MULTILINE),
-    "csharp": re.compile(r"^\s*#\s*line\b", re.MULTILINE),
+    "c": re.compile(rf"(?:^|\*/){_BLANKS}(?:#|%:|\?\?=)[\s\0]*(?:line\b|\d|/\*|//)", re.MULTILINE),
+    "csharp": re.compile(rf"(?:^|[\x85\u2028\u2029]){_BLANKS}#{_BLANKS}line\b", re.MULTILINE),
     "go": re.compile(r"//line |/\*line "),
 }
 _MOVES_LINES["cpp"] = _MOVES_LINES["c"]
@@ -164,18 +172,14 @@ _MOVES_LINES["cpp"] = _MOVES_LINES["c"]
 def moves_lines(language: str, source: str) -> bool:
     """Whether a program may tell its compiler that its lines are others (``#line``); errs on the side of yes.
 
-    What a compiler then says of places is the program's own word, so it blames no line.
+    What a compiler then says of places is the program's own word, names of files included, which may imitate any part
+    of a diagnostic: its errors count, but blame no line.
     """
     pattern = _MOVES_LINES.get(language)
     if pattern is None:
         return False
     plain = source.replace("\r\n", "\n").replace("\r", "\n")
     return pattern.search(_SPLICE.sub("", plain) if language in ("c", "cpp") else plain) is not None
-
-
-def without_places(found: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """The same messages, blaming no line."""
-    return [Diagnostic(one.severity, one.message) for one in found]
 
 
 def parse_gcc_json(output: str, text: Text, name: str) -> list[Diagnostic] | None:

@@ -70,7 +70,7 @@ def driver_input(
     else:
         lines = [json.dumps([encode(value) for value in test.args], separators=(",", ":")) for _, test in tests]
     head = [mark, ",".join(classes), entry_point] if language == "java" else [mark]
-    return "\n".join([*head, *lines, ""]).encode("ascii")
+    return "\n".join([*head, *lines, ""]).encode("utf-8", "replace")
 
 
 def claims(printed: bytes, mark: str, count: int) -> list[tuple[Any, str | None]]:

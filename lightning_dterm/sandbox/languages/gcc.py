@@ -20,7 +20,6 @@ from lightning_dterm.sandbox.languages.diagnostics import (
     moves_lines,
     parse_gcc_json,
     parse_text,
-    without_places,
 )
 from lightning_dterm.sandbox.languages.process import Command, Ended
 from lightning_dterm.sandbox.result import Limits
@@ -41,6 +40,7 @@ _STANDARD = frozenset(
         valarray variant vector assert.h ctype.h limits.h math.h stdint.h stdio.h stdlib.h string.h time.h""",
     )
 ) | {_EVERYTHING}
+_ERROR_LINE = re.compile(r"^.*\berror: .*$", re.MULTILINE)
 _SEEN_BEFORE_BUILDING = 3
 _MAX_HEADER_SETS = 12
 
@@ -184,22 +184,26 @@ class CCompiler(Backend):
     def _report(self, language: str, source: str, ended: Ended, tools: Tools, artifact: bytes | None) -> Report:
         text, name = Text(source), _NAMES[language]
         words = ended.stderr.decode("utf-8", "replace")
+        # Assembly may carry line marks of its own, far from any syntax that could be looked for.
+        moved = moves_lines(language, source) or "Assembler messages:" in words
         found = parse_gcc_json(words, text, name)
         if found is None or not any(one.severity == "error" for one in found):
-            found = [*(found or []), *parse_text(words, text, name)]
-        # Assembly may carry line marks of its own, far from any syntax that could be looked for.
-        if moves_lines(language, source) or "Assembler messages:" in words:
-            found = without_places(found)
+            plain = parse_text(words, text, name)
+            lines = _ERROR_LINE.findall(words)
+            if moved and len(lines) > sum(one.severity == "error" for one in plain):
+                plain = [Diagnostic("error", line[:400]) for line in lines]
+            found = [*(found or []), *plain]
         trouble = gave_up(ended, tools.limits)
         if trouble is None and ended.code not in (0, 1):
             trouble = ("crash", f"{self.family} exited with {ended.code}")
         if trouble is not None:
-            return Report(language, self.version, trouble[0], distinct(found), ended.cpu_s, reason=trouble[1])
+            said = distinct(found, moved=moved)
+            return Report(language, self.version, trouble[0], said, ended.cpu_s, reason=trouble[1])
         if ended.code == 0:
-            return Report(language, self.version, "ok", distinct(found), ended.cpu_s, artifact)
+            return Report(language, self.version, "ok", distinct(found, moved=moved), ended.cpu_s, artifact)
         if not any(one.severity == "error" for one in found):
             found.append(Diagnostic("error", _last_words(words)))
-        return Report(language, self.version, "errors", distinct(found), ended.cpu_s)
+        return Report(language, self.version, "errors", distinct(found, moved=moved), ended.cpu_s)
 
     # --- precompiled headers ------------------------------------------------------------------------------------------
 

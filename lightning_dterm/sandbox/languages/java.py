@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import struct
+import zipfile
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import resources
 
@@ -126,9 +128,10 @@ class JavaCompiler(Backend):
     def command(self, artifact: bytes, stdin: bytes, limits: Limits) -> Command:
         """A JVM with the class that has a ``main``; its heap is half the memory limit, the rest is the JVM's own."""
         bundle = json.loads(artifact)
-        files = {f"{name.replace('.', '/')}.class": b64decode(data) for name, data in bundle["classes"].items()}
         java = os.path.join(self._home, "bin", "java")
-        arguments = (java, f"-Xmx{max(32, limits.memory_mb // 2)}m", "-Xss64m", *_JVM, "-cp", "{work}", bundle["main"])
+        heap = f"-Xmx{max(32, limits.memory_mb // 2)}m"
+        arguments = (java, heap, "-Xss64m", *_JVM, "-cp", "{work}/program.jar", bundle["main"])
+        files = {"program.jar": _archive(bundle["classes"])}
         return Command(
             java, arguments, self._environment, "program", files, stdin, cpu_s=limits.cpu_s, wall_s=limits.wall_s,
             data_mb=limits.memory_mb + 512, file_kb=limits.output_kb, stdout_kb=limits.output_kb,
@@ -143,25 +146,34 @@ class JavaCompiler(Backend):
             files={"JavacServer.java": source}, cpu_s=86_400.0, wall_s=1e9, data_mb=self.heap_mb + 768, file_kb=1,
             descriptors=256,
         )  # fmt: skip
-        return Service(command, self.rules(), check=_canary)
+        return Service(
+            command, self.rules(), canary=(_CANARY, lambda answer: _report("", "", answer, 0).status == "ok")
+        )
 
     def _ask(self, source: str, mode: str, tools: Tools, around: tuple[str, str]) -> Report:
         """One program through the service; one that ends the service twice is to blame for it."""
         service = tools.service("javac", self._service)
         name = self.version + (" (parse)" if mode == "parse" else "")
         message = _message(_MODES[mode], tools.limits.cpu_s, around[0] + source + around[1])
-        lost: ServiceLost | None = None
-        for _ in range(2):
-            try:
-                answer = service.request(message, tools.limits.wall_s)
-            except ServiceLost as error:
-                lost = error
-                if error.timed_out:
-                    break
-                continue
+        try:
+            answer = service.request(message, tools.limits.wall_s)
             return _report(name, source, answer, len(around[0]))
-        assert lost is not None
-        return Report("java", name, "timeout" if lost.timed_out else "crash", reason=f"javac: {lost}")
+        except ServiceLost as lost:
+            return Report("java", name, "timeout" if lost.timed_out else "crash", reason=f"javac: {lost}")
+
+
+def _archive(classes: Mapping[str, str]) -> bytes:
+    """Class files in one archive: the program chooses their names, and could choose some that no file can have.
+
+    Left out is what not even an archive can hold, so that nothing can load it.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in classes.items():
+            path = f"{name.replace('.', '/')}.class"
+            if len(path.encode("utf-8", "replace")) < 1 << 16:
+                archive.writestr(zipfile.ZipInfo(path), b64decode(data))
+    return buffer.getvalue()
 
 
 def _below(folder: str) -> list[str]:
@@ -174,9 +186,8 @@ def _message(mode: int, cpu_s: float, source: str) -> bytes:
     return head + b"".join(struct.pack("!i", len(part)) + part for part in parts)
 
 
-def _canary(service: Service) -> None:
-    """A fresh compiler must accept a good program; its slow start is not held against the first real one."""
-    service.request(_message(1, 60.0, "class Canary { int f() { return 1; } }"), 300.0)
+_CANARY = _message(1, 60.0, "class Canary { int f() { return 1; } }")
+"""A fresh compiler must accept a good program; its slow start is not held against the first real one."""
 
 
 def _report(name: str, source: str, answer: bytes, shift: int) -> Report:

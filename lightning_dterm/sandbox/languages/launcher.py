@@ -23,6 +23,7 @@ if __name__ == "__main__":
         sys.modules[_name].__path__ = [_path]
 
 import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -67,6 +68,7 @@ from lightning_dterm.sandbox.seccomp import (
 LENGTH = struct.Struct("!I")
 GOODBYE = LENGTH.pack(0)
 _NOT_STARTED, _LOST = 120, 3
+_NO_PROGRAM = (errno.ENOEXEC, errno.EINVAL, errno.ELIBBAD)
 _TRAINER_ENDS_S = 5.0
 _MAX_PROCESSES = 256
 _RIGHTS = {
@@ -221,6 +223,9 @@ class Launcher:
             # A program becomes what was opened, once; tools may be scripts, and find their parts by their path.
             os.execve(executable if order["profile"] == "tools" else EXEC_FD, arguments, environment)
         except BaseException as error:
+            if isinstance(error, OSError) and executable.startswith(self.work) and error.errno in _NO_PROGRAM:
+                os.write(2, f"cannot be executed: {error}\n".encode("utf-8", "replace"))
+                os.abort()  # its own doing: ``section(".interp")`` in a C source is enough
             os.write(errors, f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:500])
         finally:
             os._exit(_NOT_STARTED)
@@ -326,6 +331,28 @@ def _serve(control: socket.socket, trainer: int, folder: str, options: dict[str,
     os._exit(0 if launcher.serve() else _LOST)
 
 
+def _trainer_ends(trainer: int, control: socket.socket) -> bool:
+    """Wait for the end of the trainer behind what served it; False where it said goodbye first, or lives on."""
+    control.setblocking(False)
+    with contextlib.suppress(OSError):
+        control.shutdown(socket.SHUT_WR)  # so that the trainer notices; what it still says can be read
+    poller = select.poll()
+    poller.register(trainer, select.POLLIN)
+    poller.register(control, select.POLLIN)
+    deadline, said = time.monotonic() + _TRAINER_ENDS_S, b""
+    while ready := [descriptor for descriptor, _ in poller.poll(max(0.0, deadline - time.monotonic()) * 1000)]:
+        if trainer in ready:
+            return True
+        with contextlib.suppress(OSError):
+            if part := control.recv(1 << 16):
+                said = (said + part)[-LENGTH.size :]
+                continue
+        if said == GOODBYE:  # the last word before it closed the socket
+            return False
+        poller.unregister(control)  # closed by its end, then, of which the kernel tells in a moment
+    return False
+
+
 def main() -> None:
     """Start what serves, wait for it, clean up behind it and behind a trainer that died."""
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -345,17 +372,14 @@ def main() -> None:
         finally:
             os._exit(1)
     for descriptor in range(3, 1024):
-        if descriptor != trainer:
+        if descriptor not in (trainer, control.fileno()):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     remove_folder(folder)
-    if code != 0:
-        poller = select.poll()
-        poller.register(trainer, select.POLLIN)
-        if poller.poll(_TRAINER_ENDS_S * 1000):
-            for path in options["leftovers"]:
-                remove_folder(path)
+    if code != 0 and _trainer_ends(trainer, control):
+        for path in options["leftovers"]:
+            remove_folder(path)
 
 
 if __name__ == "__main__":

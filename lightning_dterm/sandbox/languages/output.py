@@ -181,6 +181,8 @@ def _same_number(returned: Any, expected: float, tolerance: float) -> bool:
 
 def _matched(found: list[Any], wanted: list[Any], language: str, tolerance: float) -> bool:
     """Equality of unordered collections, by taking away one match at a time."""
+    if len(found) != len(wanted):
+        return False
     rest = list(found)
     for one in wanted:
         match = next((i for i, other in enumerate(rest) if same_value(other, one, language, tolerance)), None)

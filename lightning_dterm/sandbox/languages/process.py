@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_dterm.sandbox.languages.launcher import GOODBYE, LENGTH
+from lightning_dterm.sandbox.levels import FENCES as REMEDIES
 from lightning_dterm.sandbox.levels import level_of
 from lightning_dterm.sandbox.process import read_exactly
+from lightning_dterm.sandbox.slot import SandboxUnavailable
 from lightning_dterm.sandbox.spawn import Worker
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -29,7 +31,7 @@ BASE_RULES: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 
-class LauncherUnavailable(RuntimeError):
+class LauncherUnavailable(SandboxUnavailable):
     """Programs cannot be run with the isolation asked for."""
 
 
@@ -240,10 +242,13 @@ class Launcher:
         self.granted, self.reasons = frozenset(hello["fences"]), hello["reasons"]
         if missing := sorted(self.required - self.granted):
             self.close()
+            weaker = [name for name in missing if name in FENCES]
+            accept = f"allow_missing={tuple(weaker)!r}" if weaker else f"min_level={level_of(self.granted).label!r}"
+            said = f" ({self.reasons})" if self.reasons else ""
             raise LauncherUnavailable(
-                f"This kernel or container does not grant {', '.join(missing)}, so compilers and programs written by "
-                "the model could harm this machine. Run on Linux >= 5.13 (x86_64 or aarch64) with Landlock enabled, or "
-                f"accept the weaker isolation with allow_missing={tuple(missing)!r}."
+                f"This kernel or container does not grant {', '.join(missing)}{said}, so compilers and programs that "
+                f"the model wrote would be less isolated than was asked for. To get {missing[0]}: "
+                f"{REMEDIES[missing[0]]}. Or accept the weaker isolation with {accept}."
             )
 
     def close(self) -> None:

@@ -19,13 +19,13 @@ from lightning_dterm.sandbox.languages.diagnostics import (
     distinct,
     moves_lines,
     parse_text,
-    without_places,
 )
 from lightning_dterm.sandbox.languages.launcher import LENGTH
 from lightning_dterm.sandbox.languages.process import Command
 from lightning_dterm.sandbox.languages.service import Service, ServiceLost
 from lightning_dterm.sandbox.result import Limits
 
+_CANARY = LENGTH.pack(17) + b"const canary = 1;"
 _NODE_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OPENSSL_CONF": "/dev/null"}
 
 
@@ -55,20 +55,15 @@ class NodeCompiler(Backend):
         """Parse; JavaScript has no further stage."""
         service = tools.service("node", self._service)
         body = source.encode("utf-8", "replace")
-        lost: ServiceLost | None = None
-        for _ in range(2):
-            try:
-                answer = json.loads(service.request(LENGTH.pack(len(body)) + body, tools.limits.wall_s))
-            except (ServiceLost, ValueError) as error:
-                lost = error if isinstance(error, ServiceLost) else ServiceLost("malformed answer")
-                if lost.timed_out:
-                    break
-                continue
-            return self._report(source, answer.get("error"))
-        assert lost is not None
-        if lost.ended is not None and b"heap out of memory" in lost.ended.stderr:
-            return Report("javascript", self.version, "memory", reason="node ran out of memory")
-        return Report("javascript", self.version, "timeout" if lost.timed_out else "crash", reason=f"node: {lost}")
+        try:
+            answer = json.loads(service.request(LENGTH.pack(len(body)) + body, tools.limits.wall_s))
+        except ValueError:
+            return Report("javascript", self.version, "crash", reason="node: malformed answer")
+        except ServiceLost as lost:
+            if lost.ended is not None and b"heap out of memory" in lost.ended.stderr:
+                return Report("javascript", self.version, "memory", reason="node ran out of memory")
+            return Report("javascript", self.version, "timeout" if lost.timed_out else "crash", reason=f"node: {lost}")
+        return self._report(source, answer.get("error"))
 
     def build(self, language: str, source: str, tools: Tools) -> Report:
         """Check; the artifact is the source itself."""
@@ -96,7 +91,7 @@ class NodeCompiler(Backend):
             node, arguments, _NODE_ENVIRONMENT, files={"server.js": source}, cpu_s=86_400.0, wall_s=1e9, data_mb=1024,
             file_kb=1, descriptors=256,
         )  # fmt: skip
-        return Service(command, self.rules(), check=lambda service: _expect_clean(service))
+        return Service(command, self.rules(), canary=(_CANARY, lambda answer: json.loads(answer)["error"] is None))
 
     def _report(self, source: str, error: dict[str, object] | None) -> Report:
         if error is None:
@@ -110,11 +105,6 @@ class NodeCompiler(Backend):
                 found = Diagnostic("error", message, line, start, line, max(end, start + 1))
                 return Report("javascript", self.version, "errors", (found,))
         return Report("javascript", self.version, "errors", (Diagnostic("error", message),))
-
-
-def _expect_clean(service: Service) -> None:
-    body = b"const canary = 1;"
-    service.request(LENGTH.pack(len(body)) + body, 300.0)
 
 
 class _OneShot(Backend):
@@ -136,27 +126,30 @@ class _OneShot(Backend):
 
     def check(self, language: str, source: str, stage: Stage, tools: Tools) -> Report:
         """Parse."""
+        return self.compile(language, source, tools)
+
+    def compile(self, language: str, source: str, tools: Tools, before: str = "", after: str = "") -> Report:
+        """Start the tool on the source, with something on the first line before it and something behind it."""
         name = f"main{self.suffix}"
         path, limits = self.path or "", tools.limits
         command = Command(
             path, (path, *self.arguments, name), {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "{work}"},
-            "tools", {name: source.encode("utf-8", "replace")}, cpu_s=limits.cpu_s, wall_s=limits.wall_s,
-            data_mb=limits.memory_mb, file_kb=limits.artifact_kb, stdout_kb=limits.output_kb,
+            "tools", {name: (before + source + after).encode("utf-8", "replace")}, cpu_s=limits.cpu_s,
+            wall_s=limits.wall_s, data_mb=limits.memory_mb, file_kb=limits.artifact_kb, stdout_kb=limits.output_kb,
             stderr_kb=limits.output_kb, descriptors=256, own_proc=self.own_proc,
         )  # fmt: skip
         ended = tools.run(command)
         trouble = gave_up(ended, limits)
         words = (ended.stderr + b"\n" + ended.stdout).decode("utf-8", "replace")
-        found = self.parse(words, Text(source), name)
-        if moves_lines(language, source):
-            found = without_places(found)
+        found, moved = self.parse(words, Text(source), name), moves_lines(language, source)
         if trouble is not None:
-            return Report(language, self.version, trouble[0], distinct(found), ended.cpu_s, reason=trouble[1])
+            said = distinct(found, moved=moved)
+            return Report(language, self.version, trouble[0], said, ended.cpu_s, reason=trouble[1])
         if ended.code == 0:
-            return Report(language, self.version, "ok", distinct(found), ended.cpu_s)
+            return Report(language, self.version, "ok", distinct(found, moved=moved), ended.cpu_s)
         if not any(one.severity == "error" for one in found):
             found.append(Diagnostic("error", words.strip()[-400:] or f"{path} exited with {ended.code}"))
-        return Report(language, self.version, "errors", distinct(found), ended.cpu_s)
+        return Report(language, self.version, "errors", distinct(found, moved=moved), ended.cpu_s)
 
     def parse(self, words: str, text: Text, name: str) -> list[Diagnostic]:
         """Diagnostics from the tool's output."""
@@ -184,7 +177,13 @@ class GoCompiler(_OneShot):
 
     def parse(self, words: str, text: Text, name: str) -> list[Diagnostic]:
         """All syntax errors but those at the end of the file that follow from an earlier one, as nearly always."""
-        found = parse_text(words, text, name)
+        if moves_lines(
+            "go", text.source
+        ):  # the program names the files: an error is any line but gofmt's list of files
+            lines = [line for line in words.splitlines() if line.strip() and line != name]
+            found = [Diagnostic("error", line[:400]) for line in lines]
+        else:
+            found = parse_text(words, text, name)
         return [one for place, one in enumerate(found) if place == 0 or not one.message.endswith("found 'EOF'")]
 
 
@@ -194,7 +193,7 @@ class PhpCompiler(_OneShot):
     languages, package, suffix = ("php",), "php-cli", ".php"
     arguments: tuple[str, ...] = ("-n", "-d", "display_errors=stderr", "-d", "log_errors=0", "-l")
     canaries: ClassVar[Mapping[str, str]] = {"php": "<?php echo 1;\n"}
-    _PATTERN = re.compile(r"(?:PHP )?(Parse|Fatal) error:\s*(.*) in .*? on line (\d+)")
+    _PATTERN = re.compile(r"(Parse|Fatal) error:\s*(.*) in main\.php on line (\d+)", re.DOTALL)  # it quotes the program
 
     @cached_property
     def path(self) -> str | None:
@@ -208,12 +207,20 @@ class PhpCompiler(_OneShot):
         found = re.search(r"PHP (\S+)", first_line(self.path or "", "-v"))
         return f"php {found[1] if found else ''} (parse)"
 
+    def check(self, language: str, source: str, stage: Stage, tools: Tools) -> Report:
+        """Parse; code without PHP's tags, and a lone method, as a program that has them (PHP prints what has none)."""
+        if source.lstrip().startswith(("<", "#!")):
+            return self.compile(language, source, tools)
+        bare = self.compile(language, source, tools, "<?php ")
+        if bare.status != "errors" or re.search(r"\b(class|interface|enum|trait)\s+\w", source):
+            return bare
+        method = self.compile(language, source, tools, "<?php class A { ", "\n}")
+        return method if method.status == "ok" else bare
+
     def parse(self, words: str, text: Text, name: str) -> list[Diagnostic]:
         """``PHP Parse error: message in file on line N``: the whole line is blamed."""
-        return [
-            _whole_line(f"{kind} error: {message}", int(line), text)
-            for kind, message, line in self._PATTERN.findall(words)
-        ]
+        found = self._PATTERN.search(words)
+        return [_whole_line(f"{found[1]} error: {found[2]}", int(found[3]), text)] if found else []
 
 
 class CSharpCompiler(_OneShot):
@@ -223,7 +230,8 @@ class CSharpCompiler(_OneShot):
     canaries: ClassVar[Mapping[str, str]] = {"csharp": "class A { int F() { return 1; } }\n"}
     own_proc = True  # mono looks for its stack in /proc/self/maps
     arguments: tuple[str, ...] = ("-target:library", "-out:program.dll", "-nologo")
-    _PATTERN = re.compile(r"\((\d+),(\d+)(?:,(\d+),(\d+))?\): (error|warning) (CS\d+: .*)")
+    _PATTERN = re.compile(r"^(?:.*?\((\d+),(\d+)(?:,\d+,\d+)?\): )?(error|warning) (CS\d+: .*)$", re.MULTILINE)
+    _TOTAL = re.compile(r"^Compilation failed: (\d+) error", re.MULTILINE)
 
     @cached_property
     def path(self) -> str | None:
@@ -241,34 +249,34 @@ class CSharpCompiler(_OneShot):
         if stage == "full":
             return super().check(language, source, stage, tools)
         parser = _CSharpParser()
-        bare = parser.check(language, source, stage, tools)
+        bare = parser.compile(language, source, tools)
         if bare.status != "errors" or re.search(r"\b(class|struct|interface|enum|record)\s+\w", source):
             return bare
         head = "class A {\n"
-        wrapped = parser.check(language, head + source + "\n}", stage, tools)
+        wrapped = parser.compile(language, head + source + "\n}", tools)
         if wrapped.status != "ok" and len(wrapped.errors) > len(bare.errors):
             return bare
         moved = tuple(_moved_up(found, Text(source)) for found in wrapped.diagnostics)
         return Report(language, wrapped.compiler, wrapped.status, moved, wrapped.cpu_s, reason=wrapped.reason)
 
     def parse(self, words: str, text: Text, name: str) -> list[Diagnostic]:
-        """``file(line,column): error CS1002: message``."""
+        """``file(line,column): error CS1002: message``; a file name may imitate that, the total at the end cannot."""
         found = []
-        for line, column, _, _, kind, message in self._PATTERN.findall(words):
+        for line, column, kind, message in self._PATTERN.findall(words):
             severity: Severity = "error" if kind == "error" else "warning"
-            start = text.from_utf16(int(line), int(column))
+            start = text.from_utf16(int(line), int(column)) if line else None
             if start is None:
                 found.append(Diagnostic(severity, message[:400]))
             else:
                 found.append(Diagnostic(severity, message[:400], int(line), start, int(line), start + 1))
+        totals = self._TOTAL.findall(words)
+        if totals and int(totals[-1]) != sum(one.severity == "error" for one in found):
+            return [Diagnostic("error", f"error {n + 1} of {totals[-1]}") for n in range(min(int(totals[-1]), 200))]
         return found
 
 
 class _CSharpParser(CSharpCompiler):
     arguments = ("--parse",)
-
-    def check(self, language: str, source: str, stage: Stage, tools: Tools) -> Report:
-        return _OneShot.check(self, language, source, stage, tools)
 
     @cached_property
     def version(self) -> str:

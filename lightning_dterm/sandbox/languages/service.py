@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from lightning_dterm.sandbox.languages.launcher import LENGTH
-from lightning_dterm.sandbox.languages.process import FENCES, Command, Ended, Launcher
+from lightning_dterm.sandbox.languages.process import FENCES, Command, Ended, Launcher, LauncherLost
 
 _MAX_ANSWER = 64 << 20
+_CANARY_S = 300.0
 
 
 class ServiceLost(Exception):
@@ -36,7 +37,7 @@ class Service:
         readable: What it may read, as for :class:`Launcher`.
         required: Fences that must hold.
         lifetime: Requests after which a fresh process takes over.
-        check: Looks at a fresh service once, for a canary; may raise.
+        canary: A message for each fresh process, and whether its answer is right: one that does not pass judges nobody.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class Service:
         readable: Sequence[tuple[str, str]],
         required: frozenset[str] = FENCES,
         lifetime: int = 20_000,
-        check: Callable[[Service], None] | None = None,
+        canary: tuple[bytes, Callable[[bytes], bool]] | None = None,
     ) -> None:
         self._command, self._readable, self._required, self._lifetime = command, readable, required, lifetime
-        self._check = check
+        self._canary = canary
         self._leftovers: Sequence[str] = ()
         self._namespaces = True
         self._lock = threading.RLock()
@@ -64,44 +65,59 @@ class Service:
         self._required, self._leftovers, self._namespaces = required, leftovers, namespaces
 
     def request(self, message: bytes, wall_s: float) -> bytes:
-        """Send one message and wait for the answer.
+        """Send one message and wait for the answer; where the process ends over it, once more to a fresh one.
+
+        So whatever another message did to the process is never held against this one.
 
         Raises:
             ServiceLost: no proper answer; the process is gone.
+            LauncherLost: a fresh process does not answer its canary as it should.
             LauncherUnavailable: it cannot be started as isolated as required.
         """
         with self._lock:
             if self._owner != os.getpid() or self._served >= self._lifetime:
                 self.close()
-            fresh = self._launcher is None
-            if fresh:
-                self._start()
-            self._served += 1
-            try:
-                if fresh and self._check is not None:
-                    self._check(self)
-                deadline = time.monotonic() + wall_s
-                self._write(message, deadline)
-                size = LENGTH.unpack(self._read(LENGTH.size, deadline))[0]
-                if size > _MAX_ANSWER:
-                    raise ServiceLost("its answer is too large")
-                return self._read(size, deadline)
-            except ServiceLost as lost:
-                lost.ended = lost.ended or self._ending()
-                self.close()
-                raise
-            except BaseException:
-                self.close()
-                raise
+            for again in (True, False):
+                if self._launcher is None:
+                    self._start()
+                try:
+                    return self._asked(message, wall_s)
+                except ServiceLost as lost:
+                    if lost.timed_out or not again:
+                        raise
+            raise AssertionError("unreachable")
+
+    def _asked(self, message: bytes, wall_s: float) -> bytes:
+        """One message, one answer; the process is ended where it does not come."""
+        self._served += 1
+        deadline = time.monotonic() + wall_s
+        try:
+            self._write(message, deadline)
+            size = LENGTH.unpack(self._read(LENGTH.size, deadline))[0]
+            if size > _MAX_ANSWER:
+                raise ServiceLost("its answer is too large")
+            return self._read(size, deadline)
+        except ServiceLost as lost:
+            lost.ended = lost.ended or self._ending()
+            self.close()
+            raise
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self) -> None:
         for_child, ours_out = os.pipe()
         ours_in, from_child = os.pipe()
         self._streams, self._owner, self._served = (ours_in, ours_out), os.getpid(), 0
-        self._launcher = Launcher(self._readable, self._required, (for_child, from_child), leftovers=self._leftovers)
+        self._launcher = Launcher(
+            self._readable, self._required, (for_child, from_child), self._namespaces, self._leftovers
+        )
         try:
             self._launcher.start()
             self._launcher.send(self._command, for_child, from_child)
+        except OSError as error:
+            self.close()
+            raise LauncherLost(f"launcher lost: {type(error).__name__}: {error}") from error
         except BaseException:
             self.close()
             raise
@@ -110,6 +126,15 @@ class Service:
             os.close(from_child)
         os.set_blocking(ours_out, False)
         self.starts += 1
+        if self._canary is not None:
+            message, accepts = self._canary
+            try:
+                answer = self._asked(message, _CANARY_S)
+            except ServiceLost as lost:
+                raise LauncherLost(f"{self._command.executable} does not compile a good program: {lost}") from lost
+            if not accepts(answer):
+                self.close()
+                raise LauncherLost(f"{self._command.executable} refuses a good program: {answer[:200]!r}")
 
     def _write(self, message: bytes, deadline: float) -> None:
         view = memoryview(message)
