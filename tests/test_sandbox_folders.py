@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lightning_dterm.sandbox.folders import PREFIX, HeldFolder, sweep
-from lightning_dterm.sandbox.process import empty_folder, remove_folder
+from lightning_dterm.sandbox.process import empty_folder, open_up, remove_folder
 from lightning_dterm.sandbox.spawn import Worker
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox needs Linux")
@@ -136,6 +137,42 @@ def test_folders_without_permissions_and_of_great_depth_are_emptied(where: Path)
     remove_folder(str(where / "missing"))
     empty_folder(str(where))
     assert list(where.iterdir()) == []
+
+
+def test_permissions_are_given_back_to_folders_never_through_links(where: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o755)
+    (where / "link").symlink_to(outside)
+    (where / "shut").mkdir(mode=0)
+    descriptor = os.open(where, os.O_RDONLY)
+    try:
+        open_up("shut", descriptor)
+        with pytest.raises(OSError, match="link"):
+            open_up("link", descriptor)
+    finally:
+        os.close(descriptor)
+    assert (where / "shut").stat().st_mode & 0o777 == 0o700
+    assert outside.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
+def test_permissions_are_given_back_without_root(where: Path) -> None:
+    (where / "shut").mkdir(mode=0)
+    os.chmod(where, 0o755)
+    for folder in (where, where / "shut"):
+        os.chown(folder, 65534, 65534)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chdir(where)
+            os.setuid(65534)
+            ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost with root
+            open_up("shut")
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert (where / "shut").stat().st_mode & 0o777 == 0o700
 
 
 BURY = """

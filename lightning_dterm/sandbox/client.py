@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_dterm.sandbox import wire
-from lightning_dterm.sandbox.folders import sweep
 from lightning_dterm.sandbox.expect import Expectation
+from lightning_dterm.sandbox.folders import sweep
 from lightning_dterm.sandbox.judge import Judged, Keep
 from lightning_dterm.sandbox.judge_process import MESSAGE
 from lightning_dterm.sandbox.levels import DEFAULT_LEVEL, Level

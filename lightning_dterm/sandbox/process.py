@@ -127,7 +127,7 @@ def _names(folder: int) -> list[tuple[str, bool]]:
 
 def _flatten(root: int, name: str) -> None:
     """Empty the folder ``name`` of ``root``, moving the folders in it to ``root``."""
-    os.chmod(name, 0o700, dir_fd=root)
+    open_up(name, root)
     folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
     try:
         for inner, is_folder in _names(folder):
@@ -135,12 +135,40 @@ def _flatten(root: int, name: str) -> None:
                 with contextlib.suppress(OSError):
                     os.rmdir(inner, dir_fd=folder)
                     continue
-                os.chmod(inner, 0o700, dir_fd=folder)
+                open_up(inner, folder)
                 os.rename(inner, os.urandom(16).hex(), src_dir_fd=folder, dst_dir_fd=root)
             else:
                 os.unlink(inner, dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def open_up(name: str, parent: int | None = None) -> None:
+    """Give a folder back to its owner (mode 0700), whatever a program made of its permissions.
+
+    Never through a link: a plain ``chmod`` of a name that is exchanged for a link may change any folder there is.
+
+    Args:
+        name: Of the folder, in ``parent``.
+        parent: Descriptor of the folder that holds it; None: the working folder.
+
+    Raises:
+        OSError: It is no folder, or is somebody else's.
+    """
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(name, flags | os.O_RDONLY, dir_fd=parent)
+    except PermissionError:  # not to be read as it is; a descriptor that only names it needs no permission
+        descriptor = os.open(name, flags | os.O_PATH, dir_fd=parent)
+        try:
+            os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
+        finally:
+            os.close(descriptor)
+        return
+    try:
+        os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
 
 
 def read_back(path: str, cap: int) -> bytes | None:

@@ -39,7 +39,7 @@ from typing import Any
 from lightning_dterm.sandbox import harness, namespaces, wire
 from lightning_dterm.sandbox.guard import Guard
 from lightning_dterm.sandbox.kernel import Kernel
-from lightning_dterm.sandbox.process import bury, empty_folder, remove_folder
+from lightning_dterm.sandbox.process import bury, empty_folder, open_up, remove_folder
 
 PRELOAD = """
     abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum faulthandler
@@ -55,7 +55,7 @@ _HANG = re.compile(rb'File "<program>", line (\d{1,7}) in')
 
 
 def overflows(path: str) -> bool:
-    """Whether a folder holds more, or deeper, than a program may write, or hides what it holds; no links are followed."""
+    """Whether a folder holds more, or deeper, than a program may write, or hides what it holds; links count as such."""
     entries = size = 0
     pending = [(path, 0)]
     while pending:
@@ -126,7 +126,7 @@ class Scratch:
         if self._made is None or not os.path.samestat(found, self._made) or os.listdir(self._folder) != ["cwd"]:
             raise OSError(f"a program put something else in the place of {self.cwd}")
         if found.st_mode != self._made.st_mode:
-            os.chmod(self.cwd, 0o700)
+            open_up(self.cwd)
         if os.listdir(self.cwd):
             empty_folder(self.cwd)
             if os.listdir(self.cwd):
@@ -169,7 +169,7 @@ class Zygote:
                     return
 
     def _retire(self) -> None:
-        """Wait for the judge to leave: were the socket closed on requests unread, the last answer could go with them."""
+        """Wait for the judge to leave: closing the socket on unread requests could take the last answer along."""
         self.control.shutdown(_socket.SHUT_WR)
         while not any(descriptor == self.judge for descriptor, _ in self._idle.poll()):
             request = self._receive()
