@@ -45,7 +45,10 @@ def test_one_process_raises_and_asks_nobody(
     assert str(found["error"]).startswith(SAYS[where].format("1 of 1"))
 
 
-@pytest.mark.parametrize(("strategy", "places"), [("ddp", PLACES), ("fsdp2", [*NUMBERS, "on_rollout_end", "prompt"])])
+@pytest.mark.parametrize(
+    ("strategy", "places"),
+    [("ddp", PLACES), pytest.param("fsdp2", [*NUMBERS, "on_rollout_end", "prompt"], marks=pytest.mark.slow)],
+)
 def test_both_of_two_processes_stop(actor: Path, tmp_path: Path, strategy: str, places: list[str]) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
