@@ -62,7 +62,7 @@ class TokenAttribution(RolloutCallback):
         """
         if self is not attribution_of(trainer):
             return
-        if rollout.scores is None or rollout.alpha is None:
+        if rollout.weighed is None or rollout.alpha is None:
             raise ValueError("TokenAttribution needs scores and alpha: put RewardComputation before it in callbacks")
         if len(rollout.samples) != len(rollout):
             raise ValueError(f"rollout.samples has {len(rollout.samples)} samples for {len(rollout)} responses")
@@ -85,14 +85,14 @@ class TokenAttribution(RolloutCallback):
         token_spans: Sequence[Sequence[CharSpan]],
     ) -> Attribution:
         """What is placed where, for token spans from :meth:`token_spans`; under ``length_normalize`` a collective."""
-        assert rollout.scores is not None
+        assert rollout.weighed is not None
         assert rollout.alpha is not None
         code_spans = [sample.code_spans for sample in rollout.samples]
         reference = None
         if self.length_normalize:
             reference = self._mean_code_tokens(trainer, code_token_mask(token_spans, code_spans, rollout.response_mask))
         return Attribution(
-            rollout.scores,
+            rollout.weighed,
             rollout.alpha,
             rollout.evidence or [{} for _ in rollout.samples],
             rollout.component_names,
@@ -104,6 +104,7 @@ class TokenAttribution(RolloutCallback):
             reference,
             gamma=float(getattr(getattr(pl_module, "ppo", None), "gamma", 1.0)),
             potential_scale=self.potential_scale,
+            ceilings=rollout.ceilings,
         )
 
     def token_spans(self, pl_module: L.LightningModule, rollout: Rollout) -> list[list[CharSpan]]:

@@ -160,6 +160,7 @@ def heat_maps(trainer: L.Trainer, module: PPOModule, tasks: Sequence[CodeTask], 
     rollout.embeddings = module.task_encoder.encode([task.description for task in tasks]).to(module.device)
     types = [task.task_type for task in tasks]
     rollout.alpha = module.weighting(rollout.embeddings, ~rollout.scores.isnan(), types)
+    rollout.rewards, rollout.ceilings = module.weighting.rewards(rollout.scores, rollout.embeddings, None, types)
     spans = attribution.token_spans(module, rollout)
     parts = attribution.attribution(trainer, module, rollout, spans).components().to(module.device)
     estimates = _estimates(module, rollout, parts.sum(1))
@@ -235,11 +236,11 @@ def _estimates(module: PPOModule, rollout: Rollout, attributed: Tensor) -> dict[
 
 
 def _rows(rollout: Rollout, row: int, parts: Tensor, estimates: Mapping[str, Tensor]) -> Iterator[HeatMapRow]:
-    assert rollout.scores is not None
+    assert rollout.weighed is not None
     assert rollout.alpha is not None
     inside = rollout.response_mask[row].bool()
     for column, name in enumerate(rollout.component_names):
-        score, alpha = float(rollout.scores[row, column]), float(rollout.alpha[row, column])
+        score, alpha = float(rollout.weighed[row, column]), float(rollout.alpha[row, column])
         values = tuple(parts[row, column, inside].double().tolist())
         yield HeatMapRow(name, values, None if math.isnan(score) else score, alpha)
     for name, estimate in estimates.items():

@@ -180,8 +180,8 @@ class PhaseProgressBar(ProgressBar, RolloutCallback):
 def rollout_figures(rollout: Rollout) -> dict[str, float]:
     """Mean composite reward, success rate and KL to the reference (nats a sequence) of a rollout, where known."""
     figures: dict[str, float] = {}
-    if rollout.scores is not None and rollout.alpha is not None:
-        figures["reward"] = float((rollout.alpha * rollout.scores.nan_to_num(0.0)).sum(-1).mean())
+    if rollout.weighed is not None and rollout.alpha is not None:
+        figures["reward"] = float((rollout.alpha * rollout.weighed.nan_to_num(0.0)).sum(-1).mean())
     if rollout.outcome is not None and not rollout.outcome.isnan().all():
         figures["success"] = float(rollout.outcome.nanmean())
     if rollout.logprobs is not None and rollout.ref_logprobs is not None:

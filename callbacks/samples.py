@@ -118,12 +118,12 @@ def _cells(rollout: Rollout, row: int) -> list[str]:
     cells = [escape(task.task_id), escape(task.task_type), f"<code>{escape(preview)}</code>"]
     total = 0.0
     for column in range(len(rollout.component_names)):
-        score = float(rollout.scores[row, column]) if rollout.scores is not None else math.nan
+        score = float(rollout.weighed[row, column]) if rollout.weighed is not None else math.nan
         alpha = float(rollout.alpha[row, column]) if rollout.alpha is not None else math.nan
         cells.append("-" if math.isnan(score) else f"{score:.2f} x {alpha:.2f}")
         total += 0.0 if math.isnan(score) or math.isnan(alpha) else score * alpha
     success = float(rollout.outcome[row]) if rollout.outcome is not None else math.nan
-    known = rollout.scores is not None and rollout.alpha is not None
+    known = rollout.weighed is not None and rollout.alpha is not None
     tokens = int(rollout.response_mask[row].sum())
     ended = "" if bool(rollout.finished[row]) else " (cut)"
     return [

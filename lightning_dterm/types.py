@@ -161,6 +161,8 @@ class Rollout:
         outcome: ``[B]`` the task's own success metric in [0, 1] on tests that no reward reads; NaN where unknown.
         embeddings: ``[B, d]`` task embeddings.
         alpha: ``[B, n]`` weights; rows sum to 1 over applicable components and are 0 elsewhere.
+        rewards: ``[B, n]`` scores after the weighting's FiLM and normalisation, NaN as in ``scores``; what is weighted.
+        ceilings: ``[B, n]`` the reward that a score of 1 would be.
         token_rewards: ``[B, T]`` attributed weighted scores, without KL; exactly 0 outside the mask.
         reward_places: ``[B, T]`` bool, tokens that attribution may reward (the code, or the last token).
         advantages / returns: ``[B, T]``.
@@ -186,6 +188,8 @@ class Rollout:
     outcome: Tensor | None = None
     embeddings: Tensor | None = None
     alpha: Tensor | None = None
+    rewards: Tensor | None = None
+    ceilings: Tensor | None = None
     token_rewards: Tensor | None = None
     reward_places: Tensor | None = None
     advantages: Tensor | None = None
@@ -194,3 +198,8 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    @property
+    def weighed(self) -> Tensor | None:
+        """``[B, n]`` what ``alpha`` multiplies: ``rewards``, or the scores where no weighting has read them."""
+        return self.scores if self.rewards is None else self.rewards

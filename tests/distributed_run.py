@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 
 from lightning_dterm.callbacks.report import BeforeAfterReport
 from lightning_dterm.checkpointing import AtomicCheckpointIO
-from lightning_dterm.dterm import HypernetworkWeighting
+from lightning_dterm.dterm import GradNormWeighting, HypernetworkWeighting
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.actor_critic import CriticConfig, LoraSettings
 from lightning_dterm.modules.base import CodeModule
@@ -114,7 +114,7 @@ def build(args: argparse.Namespace) -> CodeModule:
         ppo=PPOConfig(epochs=2, minibatches=3, micro_batch_size=args.micro),
         kl=KLConfig(coef=0.1, target=0.5, horizon=100),
         optimizer=OptimizerConfig(actor_lr=1e-3, critic_lr=1e-3, weighting_lr=1e-2),
-        weighting=HypernetworkWeighting(),
+        weighting=GradNormWeighting(normalize=True) if args.gradnorm else HypernetworkWeighting(),
     )
 
 
@@ -127,7 +127,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--micro", type=int)
     parser.add_argument("--lora_rank", type=int, default=4)
     parser.add_argument("--critic", default="separate")
-    for flag in ("--supervised", "--lora", "--validate", "--report", "--evaluate"):
+    for flag in ("--supervised", "--gradnorm", "--lora", "--validate", "--report", "--evaluate"):
         parser.add_argument(flag, action="store_true")
     for path in ("--checkpoints", "--resume", "--export"):
         parser.add_argument(path)

@@ -214,8 +214,10 @@ def test_packaged_configurations_are_found_from_anywhere(tmp_path: Path, monkeyp
 
 
 COMPLETE = ["quickstart.yaml", "microcode_sft.yaml", "codexglue/sft.yaml"]
+WEIGHTINGS = ("uniform", "expert", "fixed_per_task_type", "gradnorm", "normalized", "hypernetwork", "correlation")
 OVERLAYS = [["strategy/ddp.yaml"], ["strategy/fsdp2.yaml"], ["lora.yaml"]]
-OVERLAYS += [[f"weighting/{name}.yaml"] for name in ("uniform", "expert", "hypernetwork")]
+OVERLAYS += [[f"weighting/{name}.yaml"] for name in WEIGHTINGS]
+OVERLAYS += [["rewards/success.yaml", f"weighting/{name}.yaml"] for name in ("success_only", "expert_success")]
 ATTRIBUTIONS = ("dense", "terminal", "uniform", "potential", "length_normalized", "heatmap")
 OVERLAYS += [[f"attribution/{name}.yaml"] for name in ATTRIBUTIONS]
 STACKS = [[name] for name in COMPLETE] + [["base.yaml", "codexglue/ppo.yaml"]]

@@ -114,8 +114,9 @@ def assert_same_export(one: Path, two: Path, actor: Path) -> None:
 
 
 def test_lora_with_a_critic_adapter_on_two_processes(actor: Path, tmp_path: Path) -> None:
-    """Micro-batches of 3: the ranks need a different number of them for their shares of a minibatch."""
-    options = {"steps": 2, "lora": True, "critic": "adapter", "micro": 3}
+    """Micro-batches of 3: the ranks need a different number of them for their shares of a minibatch. Components are
+    normalised and weighted by GradNorm, whose figures are among the metrics."""
+    options = {"steps": 2, "gradnorm": True, "lora": True, "critic": "adapter", "micro": 3}
     one = launch(tmp_path / "one", actor, export=tmp_path / "export-one", **options)[0]
     for strategy in ("ddp", "fsdp2"):
         folder = tmp_path / f"export-{strategy}"
@@ -123,6 +124,7 @@ def test_lora_with_a_critic_adapter_on_two_processes(actor: Path, tmp_path: Path
         assert (two["sharded"] > 0) == (strategy == "fsdp2")
         assert_same_weights(one, two, 1e-4)
         assert_same_metrics(one, two, 1e-4)
+        assert two["metrics"][1]["weight/repair/share"] != pytest.approx(0.5, abs=1e-3)
         assert_same_export(tmp_path / "export-one", folder, actor)
 
 

@@ -66,6 +66,12 @@ CHANGES = [
     (hyper(), hyper(32), "task_encoder's width is 16 in this checkpoint and 32 in this run"),
     (hyper(), {**hyper(), "task_encoder": OtherEncoder(16)}, "task_encoder is HashingEncoder .* OtherEncoder"),
     (hyper(), hyper(hidden=32), "give the same settings of the weighting"),
+    (hyper(film="none"), hyper(), "weighting.film is none in this checkpoint and monotone in this run"),
+    (
+        {"weighting": UniformWeighting(normalize=True)},
+        {"weighting": UniformWeighting()},
+        "weighting.normalize is true in this checkpoint and false in this run",
+    ),
 ]
 
 
@@ -91,7 +97,7 @@ def _fresh(settings: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(settings)
 
 
-@pytest.mark.parametrize("settings", [lora(), hyper(), {}])
+@pytest.mark.parametrize("settings", [lora(), hyper(film="none"), {}])
 def test_checkpoints_of_older_versions_still_load(actor: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     fit(tmp_path, ppo(actor, **_fresh(settings)), 1).save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
@@ -100,7 +106,7 @@ def test_checkpoints_of_older_versions_still_load(actor: Path, tmp_path: Path, s
     assert fit(tmp_path, ppo(actor, **_fresh(settings)), 2, resume=tmp_path / "old.ckpt").global_step == 2
 
 
-@pytest.mark.parametrize(("before", "after"), [(lora(), lora(rank=2)), (hyper(), hyper(32))])
+@pytest.mark.parametrize(("before", "after"), [(lora(), lora(rank=2)), (hyper(film="none"), hyper(32, film="none"))])
 def test_older_checkpoints_of_other_shapes_are_refused_in_one_line(
     actor: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
 ) -> None:

@@ -19,7 +19,7 @@ from lightning_dterm.rewards import (
     StyleReward,
     TestsReward,
 )
-from lightning_dterm.rewards.suite import outcome_of
+from lightning_dterm.rewards.outcome import outcome_of
 from lightning_dterm.sandbox import Job, Result, Sandbox, TestOutcome
 from lightning_dterm.types import CallTest, CodeTask, RewardResult, Sample, Span
 from tests.rewards_common import SQUARE, TESTS, make_task, sandbox_fixture

@@ -1,12 +1,13 @@
 r"""From component scores to token rewards, conserving every component's weighted score.
 
-For one sample and one component with weight :math:`\alpha` and score :math:`r \in [0, 1]`, let :math:`u_t` be the
-uniform share of token t (1/N over the N code tokens) and :math:`b_t` its share of the blame (both sum to 1). Then
+For one sample and one component with weight :math:`\alpha` and score :math:`r \le c`, let :math:`u_t` be the
+uniform share of token t (1/N over the N code tokens) and :math:`b_t` its share of the blame (both sum to 1). The
+ceiling c is what a perfect sample would have; 1 for raw scores. Then
 
-.. math:: \text{uniform: } \alpha r u_t \qquad \text{dense: } \alpha u_t - \alpha (1 - r) b_t
+.. math:: \text{uniform: } \alpha r u_t \qquad \text{dense: } \alpha c u_t - \alpha (c - r) b_t
 
-A score is a reward, while evidence marks where score was *lost*: so with evidence the full credit 1 is spread over all
-code and the loss 1 - r is charged to the blamed tokens, the place that must change. Both sum to :math:`\alpha r`. A
+A score is a reward, while evidence marks where score was *lost*: so with evidence the full credit c is spread over all
+code and the loss c - r is charged to the blamed tokens, the place that must change. Both sum to :math:`\alpha r`. A
 component without evidence has no place to blame and is uniform. This sign convention is ours: DESIGN section 3 asks
 only that the sum is conserved.
 
@@ -59,7 +60,7 @@ class Attribution:
     """One batch of component scores and where each may land; :meth:`total` and :meth:`components` place them.
 
     Args:
-        scores: ``[B, n]`` component values in [0, 1], NaN where masked.
+        scores: ``[B, n]`` component values, NaN where masked.
         alpha: ``[B, n]`` weights.
         evidence: B mappings from component name to spans, in the character offsets of ``token_spans``.
         component_names: The n components in column order.
@@ -75,6 +76,8 @@ class Attribution:
         reference_length: The ``reference`` above; default the mean of ``N_b`` over samples that have code tokens.
         gamma: Discount of the advantages, in [0, 1]; only ``potential`` reads it.
         potential_scale: The s above, positive and finite; only ``potential`` reads it.
+        ceilings: ``[B, n]`` what a perfect sample would have; None is 1, as raw scores in [0, 1] have it. Only
+            ``dense`` reads it.
 
     Raises:
         ValueError: Shapes, names or lengths disagree, an evidence weight is negative or not finite, the mode is
@@ -93,6 +96,7 @@ class Attribution:
     reference_length: float | None = None
     gamma: float = 1.0
     potential_scale: float = 1.0
+    ceilings: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -121,7 +125,9 @@ class Attribution:
     def _check_shapes(self) -> None:
         batch, length = self.response_mask.shape
         wanted = (batch, len(self.component_names))
-        for name in ("scores", "alpha"):
+        for name in ("scores", "alpha", "ceilings"):
+            if getattr(self, name) is None:
+                continue
             shape = tuple(getattr(self, name).shape)
             if shape != wanted:
                 raise ValueError(f"{name} has shape {shape}, expected {wanted} (samples, components)")
@@ -151,6 +157,8 @@ class Attribution:
         scores = self.scores.detach().cpu().double()
         weight = torch.where(scores.isnan(), 0.0, self.alpha.detach().cpu().double())
         scores = scores.nan_to_num(0.0)
+        full = torch.ones_like(scores) if self.ceilings is None else self.ceilings.detach().cpu().double()
+        full = full.nan_to_num(0.0)
         starts, ends = _token_bounds(self.token_spans, mask.shape[1])
         code = mask & (_code_overlap(starts, ends, self.code_spans) > 0)
         counts = code.sum(-1, keepdim=True)
@@ -166,8 +174,9 @@ class Attribution:
                 meeting = _meet(spans_of, self.component_names, self.code_spans[row], starts[row], ends[row], code[row])
                 if self.mode == "dense":
                     columns, blame = meeting.blame()
-                    loss = 1.0 - scores[row, columns, None]
-                    parts[row, columns] = weight[row, columns, None] * (uniform[row] - loss * blame)
+                    best = full[row, columns, None]
+                    loss = best - scores[row, columns, None]
+                    parts[row, columns] = weight[row, columns, None] * (best * uniform[row] - loss * blame)
                 else:
                     shaping = _shaping(meeting.completed(), mask[row], last[row], self.gamma)
                     parts[row] += self.potential_scale * weight[row, :, None] * shaping

@@ -28,7 +28,8 @@ class HeatMapRow:
     Attributes:
         name: ``total``, ``kl``, ``advantage``, ``value`` or a component's name.
         values: One finite number a token.
-        score: A component's raw score in [0, 1]; None for the other rows, or where it is masked.
+        score: A component's reward before it is weighted: the raw score, unless the weighting modulates or normalises
+            it; None for the other rows, or where it is masked.
         alpha: A component's weight; None for the other rows, which is how they are told from components.
     """
 

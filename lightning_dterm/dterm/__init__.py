@@ -1,17 +1,29 @@
 """Dynamic task-embedded reward weighting: task encoders, the hypernetwork, weightings and meta-objectives."""
 
 from lightning_dterm.dterm.encoder import HashingEncoder, HFEncoder, TaskEncoder
+from lightning_dterm.dterm.film import FiLM
+from lightning_dterm.dterm.gradnorm import GradNormWeighting
 from lightning_dterm.dterm.hypernetwork import Hypernetwork
-from lightning_dterm.dterm.objective import MetaObjective, OutcomeRanking
-from lightning_dterm.dterm.weighting import FixedWeighting, HypernetworkWeighting, UniformWeighting, Weighting
+from lightning_dterm.dterm.objective import MetaObjective, OutcomeCorrelation, OutcomeRanking
+from lightning_dterm.dterm.weighting import (
+    FixedPerTaskTypeWeighting,
+    FixedWeighting,
+    HypernetworkWeighting,
+    UniformWeighting,
+    Weighting,
+)
 
 __all__ = [
+    "FiLM",
+    "FixedPerTaskTypeWeighting",
     "FixedWeighting",
+    "GradNormWeighting",
     "HFEncoder",
     "HashingEncoder",
     "Hypernetwork",
     "HypernetworkWeighting",
     "MetaObjective",
+    "OutcomeCorrelation",
     "OutcomeRanking",
     "TaskEncoder",
     "UniformWeighting",

@@ -1,4 +1,4 @@
-"""The hypernetwork that turns a task embedding into reward weights (DTERM eq. 3, 5, 8, 9)."""
+"""The hypernetwork that turns a task embedding into reward weights (DTERM eq. 3, 5, 7, 8, 9)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from lightning_dterm.dterm.film import FiLM, FilmKind
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
@@ -70,7 +72,8 @@ class Hypernetwork(nn.Module):
 
     The embedding is first scaled to zero mean and unit variance over its entries (ours: encoders differ by orders of
     magnitude in scale), then the MLP reads ``[embedding; attended prototype]`` (eq. 3). Its last layer starts at zero
-    and its output is added to the logits of the prior, so that the first output *is* the prior, floor included.
+    and its output is added to the logits of the prior, so that the first output *is* the prior, floor included. FiLM
+    (eq. 7), where wanted, reads the MLP's last hidden layer, as the weights do, and starts as the identity.
 
     Args:
         embedding_dim: Width d of the task embedding.
@@ -79,6 +82,7 @@ class Hypernetwork(nn.Module):
         prototype_dim: Width of a prototype.
         hidden: Width of the MLP.
         eps: Floor of every applicable weight.
+        film: How component scores are read, see :mod:`lightning_dterm.dterm.film`.
 
     Raises:
         ValueError: The floor leaves no freedom (n eps >= 1), or a prior weight is not above it.
@@ -94,6 +98,7 @@ class Hypernetwork(nn.Module):
         prototype_dim: int = 64,
         hidden: int = 256,
         eps: float = 0.02,
+        film: FilmKind = "none",
     ) -> None:
         super().__init__()
         if eps < 0 or len(prior) * eps >= 1:
@@ -112,6 +117,7 @@ class Hypernetwork(nn.Module):
         )
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.film = None if film == "none" else FiLM(hidden, len(prior), film)
 
     def prior_weights(self, mask: Tensor) -> Tensor:
         """alpha_0 renormalised over the applicable components ``mask [B, n]``."""
@@ -128,8 +134,21 @@ class Hypernetwork(nn.Module):
         """Zero mean and unit variance over the entries of each embedding ``[B, d]``; a constant one becomes 0."""
         return nn.functional.layer_norm(embedding.float(), embedding.shape[-1:])
 
+    def features(self, embedding: Tensor) -> Tensor:
+        """The MLP's last hidden layer ``[B, hidden]`` for embeddings ``[B, d]``."""
+        standard = self.standardize(embedding).to(self.attention.prototypes.dtype)
+        hidden: Tensor = self.mlp[:-1](torch.cat([standard, self.attention(standard)], -1))
+        return hidden
+
     def forward(self, embedding: Tensor, mask: Tensor) -> Tensor:
         """Weights ``[B, n]`` of embeddings ``[B, d]`` under ``mask [B, n]``; rows sum to 1, all-masked rows are 0."""
-        standard = self.standardize(embedding).to(self.attention.prototypes.dtype)
-        shift = self.mlp(torch.cat([standard, self.attention(standard)], -1)).float()
+        shift = self.mlp[-1](self.features(embedding)).float()
         return floor_weights(masked_softmax(self.prior_logits(mask) + shift, mask), mask, self.eps)
+
+    def modulate(self, scores: Tensor, embedding: Tensor) -> Tensor:
+        """Scores ``[B, n]`` or ``[B, K, n]`` (NaN where masked) as the tasks ``[B, d]`` read them (eq. 7)."""
+        return scores if self.film is None else self.film(scores, self.features(embedding))
+
+    def attention_weights(self, embedding: Tensor) -> Tensor:
+        """Attention ``[B, m]`` of embeddings ``[B, d]`` over the prototypes (eq. 8); rows sum to 1."""
+        return self.attention.attention(self.standardize(embedding).to(self.attention.prototypes.dtype))

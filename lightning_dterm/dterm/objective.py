@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,65 +90,46 @@ class MetaObjective(nn.Module):
         return {}
 
 
-class OutcomeRanking(MetaObjective):
-    """Within a prompt's samples the composite reward must order them as the task's own success S does.
+class GroupObjective(MetaObjective):
+    """Compares composite reward and success within a prompt's samples, over the last informative groups of each family.
 
-    Minimises, over the task families f (task types) with a known outcome, see DESIGN section 5 and
-    :func:`lightning_dterm.dterm.ranking.ranking_losses`,
+    Minimises, over the task families f (task types) with a known outcome,
 
-        sum_f [ sum over groups, pairs with S_j > S_l of (S_j - S_l) softplus(-beta (R_j - R_l)) ] / max(N_f, min_pairs)
-              + kl_weight * KL(alpha(e_f) || alpha_0)
+        sum_f  family_losses_f + kl_weight * [ KL(alpha(e_f) || alpha_0) + FiLM's distance from the identity ]
 
-    over the last ``fifo`` *informative* groups of each family, those in which S varies. Scores are normalised with the
-    family's current sigma, an EMA of the within-group RMS. A group's weights are those of the components known for any
-    of its samples; a score that is masked for one sample counts as the group's mean. The KL is the mean over the last
-    ``fifo`` groups of the family, informative or not: a family that teaches nothing is held at the prior instead of
-    drifting with the others. Families whose outcome is never known enter nowhere.
+    over the last ``fifo`` *informative* groups of each family, those in which S varies. Scores pass FiLM (eq. 7) where
+    the hypernetwork has one, and are normalised with the family's current sigma, an EMA of the raw scores' within-group
+    RMS. A group's weights are those of the components known for any of its samples; a score that is masked for one
+    sample counts as the group's mean. KL and distance are means over the last ``fifo`` groups of the family,
+    informative or not: a family that teaches nothing is held at the start instead of drifting with the others.
+    Families whose outcome is never known enter nowhere.
 
     Args:
-        kl_weight: lambda, the pull to the prior.
+        kl_weight: lambda, the pull to the prior and to FiLM's identity.
         fifo: Groups remembered per task type.
-        min_pairs: Sum of pair weights from which a family counts in full.
         ema: Decay of the within-group RMS.
         sigma_floor: Added to the RMS when scores are normalised.
-        beta: Initial inverse temperature; learned.
-        beta_min: Lower bound of beta.
-        beta_max: Upper bound of beta.
     """
 
-    def __init__(
-        self,
-        kl_weight: float = 0.05,
-        fifo: int = 64,
-        min_pairs: float = 20.0,
-        ema: float = 0.9,
-        sigma_floor: float = 0.02,
-        beta: float = 2.0,
-        beta_min: float = 0.5,
-        beta_max: float = 10.0,
-    ) -> None:
+    loss_name: ClassVar[str]  #: what the families' losses are logged as
+
+    def __init__(self, kl_weight: float, fifo: int, ema: float, sigma_floor: float) -> None:
         super().__init__()
-        if not beta_min < beta < beta_max:
-            raise ValueError(f"beta={beta} must lie between beta_min={beta_min} and beta_max={beta_max}")
-        if fifo < 1 or not 0 <= ema < 1 or sigma_floor <= 0 or min_pairs <= 0 or kl_weight < 0:
+        if fifo < 1 or not 0 <= ema < 1 or sigma_floor <= 0 or kl_weight < 0:
             raise ValueError(
-                "fifo must be at least 1, ema in [0, 1), sigma_floor and min_pairs positive, kl_weight not negative"
+                f"fifo must be at least 1, ema in [0, 1), sigma_floor positive, kl_weight not negative; got {fifo}, "
+                f"{ema}, {sigma_floor}, {kl_weight}"
             )
-        self.kl_weight, self.fifo, self.min_pairs = kl_weight, fifo, min_pairs
-        self.ema, self.sigma_floor = ema, sigma_floor
-        self.beta_min, self.beta_max = beta_min, beta_max
-        share = (beta - beta_min) / (beta_max - beta_min)
-        self.beta_logit = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        self.kl_weight, self.fifo, self.ema, self.sigma_floor = kl_weight, fifo, ema, sigma_floor
         self.component_names: tuple[str, ...] = ()
         self._sigma: dict[str, Tensor] = {}
         self._informative: dict[str, Groups] = {}
         self._recent: dict[str, Groups] = {}
         self._metrics: dict[str, float] = {}
 
-    @property
-    def beta(self) -> Tensor:
-        """Inverse temperature, scalar in [beta_min, beta_max]."""
-        return self.beta_min + (self.beta_max - self.beta_min) * torch.sigmoid(self.beta_logit.float())
+    def family_losses(self, alpha: Tensor, z: Tensor, outcome: Tensor, family: Tensor, families: int) -> Tensor:
+        """``[F]`` losses; arguments as in :func:`lightning_dterm.dterm.ranking.ranking_losses`."""
+        raise NotImplementedError
 
     def configure(self, component_names: Sequence[str]) -> None:
         """Remember the components, which a restored state must match."""
@@ -165,49 +146,60 @@ class OutcomeRanking(MetaObjective):
             lot = lot.select(~lot.outcome.isnan().all(1))
             if not len(lot.outcome):
                 continue
-            self._update_sigma(task_type, lot.scores)
+            new = ranking.within_group_rms(lot.scores)
+            self._sigma[task_type] = ranking.mix(self._sigma.get(task_type), new, self.ema)
             self._recent[task_type] = self._push(self._recent.get(task_type), lot)
             lot = lot.select((ranking.pair_weights(lot.outcome) > 0).flatten(1).any(1))
             if len(lot.outcome):
                 self._informative[task_type] = self._push(self._informative.get(task_type), lot)
 
     def loss(self, hypernetwork: Hypernetwork) -> Tensor | None:
-        """The ranking loss plus the KL to the prior; None while no group of any family is informative."""
+        """The families' losses plus the pull to the start; None while no group of any family is informative."""
         if not self._informative:
             return None
         names = sorted(self._recent)
-        device = self.beta_logit.device
+        device = next(hypernetwork.parameters()).device
         groups, family = self._gather(self._informative, names, device)
         recent, recent_family = self._gather(self._recent, names, device)
         sigma = torch.stack([self._sigma[name] for name in names]).to(device)
-        z = ranking.normalize_scores(groups.scores, sigma[family], self.sigma_floor)
-        alphas = hypernetwork(
+        scores = hypernetwork.modulate(groups.scores, groups.embedding)
+        z = ranking.normalize_scores(scores, sigma[family], self.sigma_floor)
+        alpha, recent_alpha = hypernetwork(
             torch.cat([groups.embedding, recent.embedding]), torch.cat([groups.mask, recent.mask])
         ).split([len(family), len(recent_family)])
-        alpha = alphas[0]
-        rank = ranking.ranking_losses(alpha, z, groups.outcome, family, len(names), self.beta, self.min_pairs)
+        own = self.family_losses(alpha, z, groups.outcome, family, len(names))
         divergence = ranking.mean_per_family(
-            ranking.kl_divergence(alphas[1], hypernetwork.prior_weights(recent.mask)), recent_family, len(names)
+            ranking.kl_divergence(recent_alpha, hypernetwork.prior_weights(recent.mask)), recent_family, len(names)
         )
-        with torch.no_grad():
-            self._metrics = {
-                "weighting/rank_loss": float(rank.sum()),
-                "weighting/kl_to_prior": float(divergence.mean()),
-                "weighting/pair_accuracy": float(ranking.pairwise_accuracy(alpha, z, groups.outcome)),
-                "weighting/beta": float(self.beta),
-                "weighting/informative_groups": float(len(family)),
-            }
-        return rank.sum() + self.kl_weight * divergence.sum()
+        total = own.sum() + self.kl_weight * divergence.sum()
+        self._metrics = {
+            f"weighting/{self.loss_name}": float(own.detach().sum()),
+            "weighting/kl_to_prior": float(divergence.detach().mean()),
+            "weighting/pair_accuracy": float(ranking.pairwise_accuracy(alpha.detach(), z.detach(), groups.outcome)),
+            "weighting/informative_groups": float(len(family)),
+            **self._attention(hypernetwork, recent.embedding, recent_family, names),
+        }
+        if hypernetwork.film is not None:
+            distance = hypernetwork.film.distance(hypernetwork.features(recent.embedding))
+            distances = ranking.mean_per_family(distance, recent_family, len(names))
+            self._metrics["weighting/film_distance"] = float(distances.detach().mean())
+            total = total + self.kl_weight * distances.sum()
+        return total
+
+    @torch.no_grad()
+    def _attention(
+        self, hypernetwork: Hypernetwork, embedding: Tensor, family: Tensor, names: list[str]
+    ) -> dict[str, float]:
+        """Entropy in nats of the attention over the m prototypes (log m: all alike), mean and per task type."""
+        attention = hypernetwork.attention_weights(embedding).float()
+        entropy = ranking.mean_per_family(torch.special.entr(attention).sum(-1), family, len(names))
+        each = {f"attention_entropy/{name}": float(value) for name, value in zip(names, entropy, strict=True)}
+        return {"weighting/attention_entropy": float(entropy.mean()), **each}
 
     def metrics(self) -> dict[str, float]:
-        """Ranking loss, KL, weighted pairwise accuracy, beta and groups in the FIFOs, as of the last loss."""
+        """The families' loss, KL, FiLM's distance, attention entropy, weighted pairwise accuracy and groups in the
+        FIFOs, as of the last loss."""
         return dict(self._metrics)
-
-    def _update_sigma(self, task_type: str, scores: Tensor) -> None:
-        new = ranking.within_group_rms(scores)
-        old = self._sigma.get(task_type, torch.full_like(new, math.nan))
-        mixed = self.ema * old + (1 - self.ema) * new
-        self._sigma[task_type] = torch.where(new.isnan(), old, torch.where(old.isnan(), new, mixed))
 
     def _push(self, old: Groups | None, new: Groups) -> Groups:
         return (new if old is None else concatenate([old, new])).last(self.fifo)
@@ -245,6 +237,99 @@ class OutcomeRanking(MetaObjective):
         self._informative = {name: _restored(columns) for name, columns in state["informative"].items()}
         self._recent = {name: _restored(columns) for name, columns in state["recent"].items()}
         self._metrics = dict(state["metrics"])
+
+
+class OutcomeRanking(GroupObjective):
+    """Within a prompt's samples the composite reward must order them as the task's own success S does.
+
+    The loss of a family f (DESIGN section 5, :func:`lightning_dterm.dterm.ranking.ranking_losses`) is
+
+        [ sum over groups, pairs with S_j > S_l of (S_j - S_l) softplus(-beta (R_j - R_l)) ] / max(N_f, min_pairs)
+
+    Args:
+        kl_weight: lambda, the pull to the prior.
+        fifo: Groups remembered per task type.
+        min_pairs: Sum of pair weights from which a family counts in full.
+        ema: Decay of the within-group RMS.
+        sigma_floor: Added to the RMS when scores are normalised.
+        beta: Initial inverse temperature; learned.
+        beta_min: Lower bound of beta.
+        beta_max: Upper bound of beta.
+    """
+
+    loss_name = "rank_loss"
+
+    def __init__(
+        self,
+        kl_weight: float = 0.05,
+        fifo: int = 64,
+        min_pairs: float = 20.0,
+        ema: float = 0.9,
+        sigma_floor: float = 0.02,
+        beta: float = 2.0,
+        beta_min: float = 0.5,
+        beta_max: float = 10.0,
+    ) -> None:
+        super().__init__(kl_weight, fifo, ema, sigma_floor)
+        if not beta_min < beta < beta_max:
+            raise ValueError(f"beta={beta} must lie between beta_min={beta_min} and beta_max={beta_max}")
+        if min_pairs <= 0:
+            raise ValueError(f"min_pairs must be positive, got {min_pairs}")
+        self.min_pairs, self.beta_min, self.beta_max = min_pairs, beta_min, beta_max
+        share = (beta - beta_min) / (beta_max - beta_min)
+        self.beta_logit = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+
+    @property
+    def beta(self) -> Tensor:
+        """Inverse temperature, scalar in [beta_min, beta_max]."""
+        return self.beta_min + (self.beta_max - self.beta_min) * torch.sigmoid(self.beta_logit.float())
+
+    def family_losses(self, alpha: Tensor, z: Tensor, outcome: Tensor, family: Tensor, families: int) -> Tensor:
+        """The ranking loss at the present beta."""
+        return ranking.ranking_losses(alpha, z, outcome, family, families, self.beta, self.min_pairs)
+
+    def loss(self, hypernetwork: Hypernetwork) -> Tensor | None:
+        """As :meth:`GroupObjective.loss`; beta is logged, too."""
+        total = super().loss(hypernetwork)
+        if total is not None:
+            self._metrics["weighting/beta"] = float(self.beta.detach())
+        return total
+
+
+class OutcomeCorrelation(GroupObjective):
+    """Within a prompt's samples the composite reward must correlate with the task's own success S.
+
+    The loss of a family f is ``[ sum over groups of (1 - corr(R, S)) ] / max(G_f, min_groups)``, with G_f its
+    informative groups and Pearson's correlation over a group's samples
+    (:func:`lightning_dterm.dterm.ranking.correlation_losses`). Unlike ranking it has no scale to learn and counts all
+    informative groups alike.
+
+    Args:
+        kl_weight: lambda, the pull to the prior.
+        fifo: Groups remembered per task type.
+        min_groups: Groups from which a family counts in full.
+        ema: Decay of the within-group RMS.
+        sigma_floor: Added to the RMS when scores are normalised.
+    """
+
+    loss_name = "correlation_loss"
+
+    def __init__(
+        self,
+        kl_weight: float = 0.05,
+        fifo: int = 64,
+        min_groups: float = 8.0,
+        ema: float = 0.9,
+        sigma_floor: float = 0.02,
+    ) -> None:
+        super().__init__(kl_weight, fifo, ema, sigma_floor)
+        if min_groups <= 0:
+            raise ValueError(f"min_groups must be positive, got {min_groups}")
+        self.min_groups = min_groups
+
+    def family_losses(self, alpha: Tensor, z: Tensor, outcome: Tensor, family: Tensor, families: int) -> Tensor:
+        """One minus the correlation, averaged over each family's groups."""
+        return ranking.correlation_losses(alpha, z, outcome, family, families, self.min_groups)
 
 
 def _restored(columns: Sequence[Tensor]) -> Groups:

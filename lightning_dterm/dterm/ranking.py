@@ -5,6 +5,8 @@ Pure functions. Notation: G groups (prompts) of K samples, n components; S the o
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -38,18 +40,26 @@ def within_group_rms(scores: Tensor) -> Tensor:
     return torch.where(count > 0, (squares / count.clamp(min=1)).sqrt(), torch.nan)
 
 
+def mix(old: Tensor | None, new: Tensor, decay: float) -> Tensor:
+    """One step of an exponential moving average; where old or new is NaN (not known) the other stands alone."""
+    if old is None:
+        return new
+    mixed = decay * old + (1 - decay) * new
+    return torch.where(new.isnan(), old, torch.where(old.isnan(), new, mixed))
+
+
 def normalize_scores(scores: Tensor, sigma: Tensor, sigma_floor: float = 0.02) -> Tensor:
     """``z = (r - group mean) / (sigma + 0.02)``, and 0 (the group's mean) where the score is masked.
 
     Args:
         scores: ``[G, K, n]``, NaN where masked.
-        sigma: Within-group RMS, ``[n]`` or ``[G, n]``.
+        sigma: Within-group RMS, ``[n]`` or ``[G, n]``; NaN (not known) gives 0.
         sigma_floor: Keeps a component that hardly varies from being blown up.
 
     Returns:
         ``[G, K, n]`` without NaN.
     """
-    scale = sigma + sigma_floor
+    scale = (sigma + sigma_floor).nan_to_num(math.inf)  # not after the division: gradients of FiLM would be NaN
     return (center_within_group(scores) / (scale if scale.dim() == 1 else scale[:, None])).nan_to_num(0.0)
 
 
@@ -84,6 +94,41 @@ def ranking_losses(
     zeros = loss.new_zeros(families)
     total = zeros.index_add(0, family, weight.sum((1, 2)).to(loss))
     return zeros.index_add(0, family, loss) / total.clamp(min=min_pairs)
+
+
+def correlation_losses(
+    alpha: Tensor, z: Tensor, outcome: Tensor, family: Tensor, families: int, min_groups: float = 8.0
+) -> Tensor:
+    """One minus Pearson's correlation of composite reward and outcome, for each task family.
+
+    ``[ sum over informative groups of f of (1 - corr_j(R_j, S_j)) ] / max(G_f, min_groups)`` with ``R_j = sum_i alpha_i
+    z_ij`` over the samples with a known S, and G_f the number of these groups. A group whose composite does not vary
+    has correlation 0; one whose outcome does not vary, or is known once, is not informative and counts nowhere.
+
+    Args:
+        alpha: ``[G, n]`` weights of each group.
+        z: ``[G, K, n]`` normalised scores.
+        outcome: ``[G, K]`` success in [0, 1], NaN where unknown.
+        family: ``[G]`` int64 index of each group's family.
+        families: Number of families F.
+        min_groups: Below this number of groups a family counts for less than a full one.
+
+    Returns:
+        ``[F]``, each in [0, 2].
+    """
+    known = ~outcome.isnan()
+    count = known.sum(1, keepdim=True).clamp(min=1)
+    composite = torch.einsum("gn,gkn->gk", alpha, z)
+    reward = torch.where(known, composite - (composite * known).sum(1, keepdim=True) / count, 0.0)
+    success = outcome.nan_to_num(0.0)
+    success = torch.where(known, success - (success * known).sum(1, keepdim=True) / count, 0.0)
+    spread = success.square().sum(1)
+    informative = spread > 1e-12
+    norm = (reward.square().sum(1) + 1e-12).sqrt() * spread.clamp(min=1e-12).sqrt()
+    loss = torch.where(informative, 1 - (reward * success).sum(1) / norm, 0.0)
+    zeros = loss.new_zeros(families)
+    groups = zeros.index_add(0, family, informative.to(loss))
+    return zeros.index_add(0, family, loss) / groups.clamp(min=min_groups)
 
 
 def pairwise_accuracy(alpha: Tensor, z: Tensor, outcome: Tensor) -> Tensor:

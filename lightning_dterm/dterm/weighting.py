@@ -1,13 +1,17 @@
-"""How much each reward component counts: uniform, fixed by an expert, or generated per task."""
+"""How much each reward component counts: uniform, fixed by an expert (per task type), or generated per task."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from lightning_dterm.dterm.film import FilmKind
 from lightning_dterm.dterm.hypernetwork import Hypernetwork, restrict
+from lightning_dterm.dterm.normalize import ScoreNormalizer
 from lightning_dterm.dterm.objective import MetaObjective, OutcomeRanking, split_groups
 
 
@@ -15,20 +19,39 @@ class Weighting(nn.Module):
     """Gives every sample a weight per reward component: ``R = sum_i alpha_i R_i`` (DTERM eq. 6).
 
     :meth:`configure` is called once the components are known and before an optimizer exists; then, once a rollout,
-    :meth:`forward`, :meth:`observe` and :meth:`meta_loss`. Subclasses implement ``build`` and ``forward``. Under
-    several processes each must observe the whole gathered rollout in the same order, so that all hold one state.
+    :meth:`forward` (the alpha_i), :meth:`observe`, :meth:`rewards` (the R_i) and :meth:`meta_loss`. Subclasses
+    implement ``build`` and ``forward``; those that override ``observe`` call this one. Under several processes each
+    must observe the whole gathered rollout in the same order, so that all hold one state.
+
+    Args:
+        normalize: Weigh z-scores (:class:`lightning_dterm.dterm.normalize.ScoreNormalizer`) instead of raw scores;
+            needs at least 2 samples a prompt. A KL penalty counts relatively less then: rewards spread more.
 
     Attributes:
         needs_embedding: Whether :meth:`forward` reads the task embedding.
+        needs_siblings: Whether it compares the samples of a prompt, and so needs at least 2.
         component_names: The n components in column order; empty before :meth:`configure`.
     """
 
     needs_embedding: bool = False
+    needs_siblings: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, normalize: bool = False) -> None:
         super().__init__()
         self.component_names: tuple[str, ...] = ()
         self._embedding_dim = 0
+        self.normalizer = ScoreNormalizer() if normalize else None
+        if normalize:
+            self.needs_siblings = True
+
+    @property
+    def normalize(self) -> bool:
+        """Whether z-scores are weighed instead of raw scores."""
+        return self.normalizer is not None
+
+    def resume_settings(self) -> dict[str, str]:
+        """Settings that a checkpoint must share with the run that resumes it, by their names in YAML."""
+        return {"normalize": str(self.normalize).lower()}
 
     def configure(self, component_names: Sequence[str], embedding_dim: int) -> None:
         """Build parameters and buffers; a second call with the same arguments does nothing.
@@ -86,6 +109,7 @@ class Weighting(nn.Module):
         outcome: Tensor,
         group: Tensor,
         task_types: Sequence[str],
+        sensitivity: Tensor | None = None,
     ) -> None:
         """Take in one rollout.
 
@@ -96,7 +120,38 @@ class Weighting(nn.Module):
             outcome: ``[B]`` the task's own success metric in [0, 1], NaN where unknown.
             group: ``[B]`` int64 index of the prompt.
             task_types: B task types.
+            sensitivity: ``[B]`` squared norm, over a response's tokens, of the gradient of its log-probability in the
+                logits of the tokens chosen: ``sum_t (1 - pi(a_t))^2``.
         """
+        if self.normalizer is not None:
+            self.normalizer.observe(split_groups(scores, mask, embedding, outcome, group, task_types))
+
+    def modulate(self, scores: Tensor, embedding: Tensor | None) -> Tensor:
+        """Scores ``[B, n]`` as the tasks ``[B, d]`` read them (eq. 7); by default as they are."""
+        return scores
+
+    @torch.no_grad()
+    def rewards(
+        self, scores: Tensor, embedding: Tensor | None, group: Tensor | None, task_types: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """What each component is worth before it is weighted: scores after FiLM (eq. 7) and normalisation.
+
+        Args:
+            scores: ``[B, n]`` raw component values in [0, 1], NaN where masked.
+            embedding: ``[B, d]`` task embeddings.
+            group: ``[B]`` int64 index of the prompt, all samples of a prompt being here; None where samples stand
+                alone and normalisation cannot centre them.
+            task_types: B task types.
+
+        Returns:
+            The rewards R_i and their ceilings, what a score of 1 would be worth; both ``[B, n]``, NaN where masked.
+        """
+        values = self.modulate(scores, embedding)
+        ceilings = self.modulate(torch.ones_like(scores).masked_fill(scores.isnan(), math.nan), embedding)
+        if self.normalizer is None:
+            return values, ceilings
+        normal: tuple[Tensor, Tensor] = self.normalizer(values, ceilings, group, task_types)
+        return normal
 
     def meta_loss(self) -> Tensor | None:
         """The loss of one meta-step on what was observed; None where there is nothing to learn."""
@@ -122,12 +177,13 @@ class FixedWeighting(Weighting):
 
     Args:
         weights: Component name to weight, not negative, at least one positive; every component must be named.
+        normalize: See :class:`Weighting`.
     """
 
     weights: Tensor
 
-    def __init__(self, weights: dict[str, float]) -> None:
-        super().__init__()
+    def __init__(self, weights: dict[str, float], normalize: bool = False) -> None:
+        super().__init__(normalize)
         self.weights_by_name = dict(weights)
         _check_weights(self.weights_by_name, "weights")
 
@@ -144,6 +200,61 @@ class FixedWeighting(Weighting):
         return restrict(self.weights.float(), mask)
 
 
+class FixedPerTaskTypeWeighting(Weighting):
+    """Weights set by an expert for each task type, renormalised over the applicable components.
+
+    Args:
+        weights: Task type to (component name to weight), each as in :class:`FixedWeighting`.
+        default: Weights of task types that are not named; without it such a task is an error.
+        normalize: See :class:`Weighting`.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        weights: dict[str, dict[str, float]],
+        default: dict[str, float] | None = None,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__(normalize)
+        if not weights:
+            raise ValueError("weights must name at least one task type")
+        self.weights_by_type = {task_type: dict(row) for task_type, row in weights.items()}
+        self.default = dict(default) if default is not None else None
+        for what, row in self._rows():
+            _check_weights(row, what)
+
+    def _rows(self) -> list[tuple[str, dict[str, float]]]:
+        rows = [(f"weights of {task_type!r}", row) for task_type, row in self.weights_by_type.items()]
+        return rows if self.default is None else [*rows, ("default", self.default)]
+
+    def build(self, component_names: tuple[str, ...], embedding_dim: int) -> None:
+        """Order the weights as the components are.
+
+        Raises:
+            ValueError: If the weights of a task type do not name exactly the components.
+        """
+        table = torch.stack([_ordered(row, component_names, what) for what, row in self._rows()])
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, embedding: Tensor | None, mask: Tensor, task_types: Sequence[str]) -> Tensor:
+        """``[B, n]``: the weights of each task's type over the applicable components.
+
+        Raises:
+            ValueError: For a task type that is not named, without ``default``.
+        """
+        row_of = {task_type: row for row, task_type in enumerate(self.weights_by_type)}
+        unknown = sorted(set(task_types) - row_of.keys())
+        if unknown and self.default is None:
+            raise ValueError(
+                f"FixedPerTaskTypeWeighting has no weights for task type {', '.join(unknown)} (it has "
+                f"{', '.join(row_of)}): add them, or give default"
+            )
+        rows = [row_of.get(task_type, len(row_of)) for task_type in task_types]
+        return restrict(self.table.float()[rows], mask)
+
+
 class HypernetworkWeighting(Weighting):
     """Weights generated from the task embedding, starting at the prior and trained by a meta-objective.
 
@@ -155,6 +266,9 @@ class HypernetworkWeighting(Weighting):
         hidden: Width of the 3-layer MLP.
         eps: Floor of the weight of every applicable component.
         objective: What trains it; default :class:`OutcomeRanking`.
+        film: How the task modulates component scores (eq. 7, :mod:`lightning_dterm.dterm.film`): ``monotone`` re-scales
+            and never inverts, ``unconstrained`` is the published affine map, ``none`` leaves them.
+        normalize: See :class:`Weighting`.
     """
 
     needs_embedding = True
@@ -167,8 +281,12 @@ class HypernetworkWeighting(Weighting):
         hidden: int = 256,
         eps: float = 0.02,
         objective: MetaObjective | None = None,
+        film: FilmKind = "monotone",
+        normalize: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(normalize)
+        if film not in get_args(FilmKind):
+            raise ValueError(f"film must be one of {', '.join(get_args(FilmKind))}, got {film!r}")
         if min(prototypes, prototype_dim, hidden) < 1:
             raise ValueError("prototypes, prototype_dim and hidden must each be at least 1")
         self.prior = dict(prior) if prior is not None else None
@@ -176,6 +294,7 @@ class HypernetworkWeighting(Weighting):
             _check_weights(self.prior, "prior")
         self.sizes = {"prototypes": prototypes, "prototype_dim": prototype_dim, "hidden": hidden}
         self.eps = eps
+        self.film: FilmKind = film
         self.objective: MetaObjective = objective if objective is not None else OutcomeRanking()
         self.hypernetwork: Hypernetwork | None = None
 
@@ -194,7 +313,7 @@ class HypernetworkWeighting(Weighting):
                 f"the prior weight of {low} does not exceed the floor eps={self.eps} (of a sum of 1): raise it, lower "
                 "eps, or leave the component out"
             )
-        self.hypernetwork = Hypernetwork(embedding_dim, weights, eps=self.eps, **self.sizes)
+        self.hypernetwork = Hypernetwork(embedding_dim, weights, eps=self.eps, film=self.film, **self.sizes)
         self.objective.configure(component_names)
 
     def forward(self, embedding: Tensor | None, mask: Tensor, task_types: Sequence[str]) -> Tensor:
@@ -219,9 +338,26 @@ class HypernetworkWeighting(Weighting):
         outcome: Tensor,
         group: Tensor,
         task_types: Sequence[str],
+        sensitivity: Tensor | None = None,
     ) -> None:
         """Hand the rollout's groups to the objective."""
+        super().observe(scores, mask, embedding, outcome, group, task_types, sensitivity)
         self.objective.observe(split_groups(scores, mask, embedding, outcome, group, task_types))
+
+    def modulate(self, scores: Tensor, embedding: Tensor | None) -> Tensor:
+        """FiLM's reading of the scores, in float32 whatever the autocast.
+
+        Raises:
+            ValueError: Without embeddings.
+        """
+        if embedding is None:
+            raise ValueError("HypernetworkWeighting needs the task embeddings")
+        with torch.autocast(embedding.device.type, enabled=False):
+            return self._network.modulate(scores, embedding)
+
+    def resume_settings(self) -> dict[str, str]:
+        """FiLM beside what all weightings have."""
+        return {**super().resume_settings(), "film": self.film}
 
     def meta_loss(self) -> Tensor | None:
         """The objective's loss at the current weights, differentiable in all parameters of this module."""

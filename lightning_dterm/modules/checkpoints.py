@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 KEY = "lightning_dterm"
 _EXTRA = "_extra_state"
 _SHARDED_METADATA = "meta.pt"  # Lightning's, in the folder that is a sharded checkpoint
+_BEFORE = {"weighting.film": "none", "weighting.normalize": "false"}  # of checkpoints from before these settings
 
 
 class ResumeError(ValueError):
@@ -55,6 +56,7 @@ def settings_of(module: PPOModule) -> dict[str, Any]:
     settings = {f"lora.{name}": value for name, value in lora.items()}
     settings |= {"lora": "set" if lora else "null", "critic.kind": module.critic_config.kind}
     settings["weighting"] = type(module.weighting).__qualname__
+    settings |= {f"weighting.{name}": value for name, value in module.weighting.resume_settings().items()}
     if any(True for _ in module.weighting.parameters()):  # the others do not read the embedding
         for name, part in module.weighting.named_children():
             settings[f"weighting.{name}"] = type(part).__qualname__
@@ -142,6 +144,7 @@ def _restore_seed(module: PPOModule, seed: int) -> None:
 
 def _check_settings(module: PPOModule, saved: dict[str, Any]) -> None:
     now = settings_of(module)
+    saved = {**_BEFORE, **saved}
     for name, value in sorted(saved.items()):
         if name in now and now[name] != value:
             raise ResumeError(

@@ -20,18 +20,11 @@ from lightning_dterm.modules import checkpoints
 from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, LoraSettings
 from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
-from lightning_dterm.modules.distributed import (
-    Means,
-    all_gather,
-    all_sum,
-    global_order,
-    seed_everything,
-    together,
-    world_size,
-)
+from lightning_dterm.modules.distributed import Means, all_sum, seed_everything, together, world_size
 from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.measure import measure
+from lightning_dterm.modules.observe import observe
 from lightning_dterm.modules.scoring import score_responses
 from lightning_dterm.modules.sharding import data_parallel_mesh, shard, whole
 from lightning_dterm.modules.update import PPOUpdate
@@ -162,12 +155,18 @@ class PPOModule(CodeModule):
         """Refuse, before any model is loaded, settings that would train wrongly without a word.
 
         Raises:
-            ValueError: Under loss scaling, with weights in half precision, or if the schedule needs
-                ``trainer.max_steps`` and that is not set.
+            ValueError: Under loss scaling, with weights in half precision, if the weighting compares samples of a
+                prompt and there is one, or if the schedule needs ``trainer.max_steps`` and that is not set.
         """
         super().setup(stage)
-        if stage == "fit":
-            self.refuse_wrong_training("optimizer.schedule", self.optimizer_config.schedule)
+        if stage != "fit":
+            return
+        self.refuse_wrong_training("optimizer.schedule", self.optimizer_config.schedule)
+        if self.weighting.needs_siblings and self.generation.samples_per_prompt < 2:
+            raise ValueError(
+                f"{type(self.weighting).__name__} compares the samples of a prompt: generation.samples_per_prompt must "
+                "be 2 or more"
+            )
 
     def on_fit_start(self) -> None:
         """Refuse a run that has nothing to learn from.
@@ -244,38 +243,20 @@ class PPOModule(CodeModule):
         return rollout
 
     def weigh(self, rollout: Rollout) -> None:
-        """Weights per sample from the task embedding; then let the weighting see what the rollout taught it."""
+        """Weights per sample from the task embedding; the weighting sees what the rollout taught; then rewards."""
         assert rollout.scores is not None
         mask = ~rollout.scores.isnan()
         task_types = [task.task_type for task in rollout.tasks]
         rollout.embeddings, rollout.alpha = together(self._weights, rollout, mask, task_types)
-        self._observe(rollout, mask, task_types)
+        observe(self, rollout)
+        rollout.rewards, rollout.ceilings = self.weighting.rewards(
+            rollout.scores, rollout.embeddings, rollout.group, task_types
+        )
 
     @torch.no_grad()
     def _weights(self, rollout: Rollout, mask: Tensor, task_types: list[str]) -> tuple[Tensor, Tensor]:
         embeddings = self.task_encoder.encode([task.description for task in rollout.tasks]).to(self.device)
         return embeddings, self.weighting(embeddings, mask, task_types)
-
-    def _observe(self, rollout: Rollout, mask: Tensor, task_types: list[str]) -> None:
-        """Every rank's weighting sees the whole batch in the order of one process, so all ranks stay equal."""
-        assert rollout.scores is not None
-        assert rollout.embeddings is not None
-        outcome = rollout.outcome if rollout.outcome is not None else torch.full((len(rollout),), math.nan)
-        per_prompt = self.generation.samples_per_prompt
-        columns = (rollout.scores.cpu(), mask.cpu(), rollout.embeddings.cpu(), outcome.cpu())
-        own = [
-            (tuple(c[i : i + per_prompt] for c in columns), task_types[i]) for i in range(0, len(rollout), per_prompt)
-        ]
-        groups = global_order(all_gather(own))
-        scores, masks, embeddings, outcomes = (torch.cat([g[0][k] for g in groups]).to(self.device) for k in range(4))
-        self.weighting.observe(
-            scores=scores,
-            mask=masks,
-            embedding=embeddings,
-            outcome=outcomes,
-            group=torch.arange(len(groups), device=self.device).repeat_interleave(per_prompt),
-            task_types=[g[1] for g in groups for _ in range(per_prompt)],
-        )
 
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout, means: Means) -> Tensor:

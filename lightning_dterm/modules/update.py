@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -185,7 +186,11 @@ class PPOUpdate:
         self.module.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None, model=self.module)  # type: ignore[union-attr]
 
     def _meta_gradient(self) -> float | None:
-        """Write the weighting's meta-gradient (clipped at norm 1) into ``.grad``; gives the meta-loss, if any."""
+        """Write the weighting's meta-gradient (clipped at norm 1) into ``.grad``; gives the meta-loss, if any.
+
+        Its time is logged as ``meta``, a part of the update's.
+        """
+        started = time.perf_counter()
         weighting = self.module.weighting
         loss = weighting.meta_loss()
         if loss is None:
@@ -195,4 +200,6 @@ class PPOUpdate:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        return float(loss.detach())
+        value = float(loss.detach())  # on a GPU this waits for the loss, and for what was queued before it
+        self.module.seconds["meta"] = time.perf_counter() - started
+        return value

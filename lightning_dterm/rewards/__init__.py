@@ -8,12 +8,13 @@ from lightning_dterm.rewards.efficiency import EfficiencyReward
 from lightning_dterm.rewards.function import FunctionReward
 from lightning_dterm.rewards.similarity import SimilarityReward
 from lightning_dterm.rewards.style import StyleReward
+from lightning_dterm.rewards.success import SuccessReward
 from lightning_dterm.rewards.suite import Pending, RewardFailure, RewardSuite, SuiteResult
 from lightning_dterm.rewards.syntax import SyntaxReward
 from lightning_dterm.rewards.tests import TestsReward
 
 __all__ = [
     "AstMatchReward", "CompileReward", "DfgMatchReward", "EfficiencyReward", "FunctionReward", "Logged", "Pending",
-    "Progress", "RewardComponent", "RewardFailure", "RewardSuite", "SimilarityReward", "StyleReward", "SuiteResult",
-    "SyntaxReward", "TestsReward",
+    "Progress", "RewardComponent", "RewardFailure", "RewardSuite", "SimilarityReward", "StyleReward", "SuccessReward",
+    "SuiteResult", "SyntaxReward", "TestsReward",
 ]  # fmt: skip

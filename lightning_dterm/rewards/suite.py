@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from lightning_dterm.execution import Request, TaskJudge, judge_for
-from lightning_dterm.metrics.exact_match import exact_match
 from lightning_dterm.rewards.base import Progress, RewardComponent
-from lightning_dterm.rewards.columns import Column, ComponentRunner, is_infra
+from lightning_dterm.rewards.columns import Column, ComponentRunner
+from lightning_dterm.rewards.outcome import outcome_of
 from lightning_dterm.sandbox import Sandbox
 from lightning_dterm.sandbox.languages import canonical
 from lightning_dterm.task_tests import TEST_LISTS, has_tests
@@ -304,21 +304,6 @@ class RewardSuite:
             f"{self.max_failures:.0%}); last failure: {last}. In the whole run: {so_far}. Mend the component, or raise "
             "max_failures."
         )
-
-
-def outcome_of(sample: Sample) -> float:
-    """The task's own success on what no reward reads; NaN where unknown.
-
-    ``tests``: share of hidden tests passed; unknown where they ran in the program's own process, since what it claims
-    is no success to learn from. ``exact_match``: as :func:`lightning_dterm.metrics.exact_match`.
-    """
-    task = sample.task
-    if task.success_metric == "exact_match":
-        return float(exact_match(sample.code, task.reference, task.metadata.get("accepted", ()), task.language))
-    if sample.execution is None or is_infra(sample) or sample.execution.claimed(visible=False):
-        return math.nan
-    share = sample.execution.share_passed(visible=False)
-    return math.nan if share is None else share
 
 
 def _identity(request: Request) -> Hashable:
