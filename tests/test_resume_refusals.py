@@ -49,6 +49,9 @@ def hyper(dim: int = 16, **sizes: Any) -> dict[str, Any]:
     return {"weighting": HypernetworkWeighting(**sizes), "task_encoder": HashingEncoder(dim)}
 
 
+PAIRS = GenerationConfig(max_prompt_length=8, max_new_tokens=2, samples_per_prompt=2)
+
+
 class OtherEncoder(HashingEncoder):
     """Another embedding of the same width."""
 
@@ -68,8 +71,8 @@ CHANGES = [
     (hyper(), hyper(hidden=32), "give the same settings of the weighting"),
     (hyper(film="none"), hyper(), "weighting.film is none in this checkpoint and monotone in this run"),
     (
-        {"weighting": UniformWeighting(normalize=True)},
-        {"weighting": UniformWeighting()},
+        {"weighting": UniformWeighting(normalize=True), "generation": PAIRS},
+        {"weighting": UniformWeighting(), "generation": PAIRS},
         "weighting.normalize is true in this checkpoint and false in this run",
     ),
 ]
