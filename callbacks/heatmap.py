@@ -157,7 +157,7 @@ def heat_maps(trainer: L.Trainer, module: PPOModule, tasks: Sequence[CodeTask], 
     rollout = _answer(module, tasks, temperature)
     _score(rewards, rollout)
     assert rollout.scores is not None
-    rollout.embeddings = module.task_encoder.encode([task.description for task in tasks]).to(module.device)
+    rollout.embeddings = module.task_encoder.encode_tasks(tasks).to(module.device)
     types = [task.task_type for task in tasks]
     rollout.alpha = module.weighting(rollout.embeddings, ~rollout.scores.isnan(), types)
     rollout.rewards, rollout.ceilings = module.weighting.rewards(rollout.scores, rollout.embeddings, None, types)

@@ -48,7 +48,7 @@ class CodeTask:
         entry_point: Name of the function the tests call.
         prefix: Code that stands before the completion and belongs to the program (completion tasks).
         buggy_code: The faulty program of a repair task.
-        image: Path of an image that accompanies the description.
+        image: An image that accompanies the description: its path, or the bytes of the file.
         success_metric: ``tests`` (every test passes, visible and hidden) or ``exact_match`` (white space folded,
             against ``reference`` or any of ``metadata["accepted"]``).
         metadata: Anything else, plain data only.
@@ -65,7 +65,7 @@ class CodeTask:
     entry_point: str | None = None
     prefix: str = ""
     buggy_code: str | None = None
-    image: str | None = None
+    image: str | bytes | None = None
     success_metric: SuccessMetric = "tests"
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -159,6 +159,7 @@ class Rollout:
         scores: ``[B, n]`` raw component values in [0, 1]; NaN where not applicable or failed.
         evidence: B mappings from component name to spans in ``texts`` offsets; no entry or empty = uniform.
         outcome: ``[B]`` the task's own success metric in [0, 1] on tests that no reward reads; NaN where unknown.
+        task_features: ``[B, w]`` what the task encoder keeps of each task: its embedding, unless the encoder trains.
         embeddings: ``[B, d]`` task embeddings.
         alpha: ``[B, n]`` weights; rows sum to 1 over applicable components and are 0 elsewhere.
         rewards: ``[B, n]`` scores after the weighting's FiLM and normalisation, NaN as in ``scores``; what is weighted.
@@ -186,6 +187,7 @@ class Rollout:
     scores: Tensor | None = None
     evidence: list[dict[str, list[Span]]] = field(default_factory=list)
     outcome: Tensor | None = None
+    task_features: Tensor | None = None
     embeddings: Tensor | None = None
     alpha: Tensor | None = None
     rewards: Tensor | None = None

@@ -3,17 +3,19 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertModel, T5Config, T5Model
 
 from lightning_dterm.dterm import HashingEncoder, HFEncoder, TaskEncoder
+from tests.tiny import text_task, tiny_text_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,25 +83,23 @@ def test_hashing_encoder_ignores_the_hash_seed() -> None:
 
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    vocabulary = {t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "fix", "the", "bug"])}
-    raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=raw, **special).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return tiny_text_encoder(tmp_path_factory.mktemp("bert"))
+
+
+def frozen(path: Path, cache_dir: Path | None = None, **settings: Any) -> HFEncoder:
+    return HFEncoder(str(path), cache_dir=str(cache_dir) if cache_dir else None, **settings)
+
+
+def count_calls(encoder: HFEncoder) -> list[int]:
+    """Grows by one at every pass through the model."""
+    calls: list[int] = []
+    encoder.model.register_forward_hook(lambda *_: calls.append(1))
+    return calls
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_hf_encoder_pools_the_last_hidden_state(tiny_bert: Path, pooling: str) -> None:
-    encoder = HFEncoder(str(tiny_bert), pooling=pooling)  # type: ignore[arg-type]
+    encoder = frozen(tiny_bert, pooling=pooling)  # type: ignore[arg-type]
     encoder.train()
     got = encoder.encode(["fix the bug", "bug"])
     model = BertModel.from_pretrained(tiny_bert).eval()
@@ -112,24 +112,98 @@ def test_hf_encoder_pools_the_last_hidden_state(tiny_bert: Path, pooling: str) -
 
 
 def test_hf_encoder_is_frozen_cached_and_independent_of_its_batch(tiny_bert: Path) -> None:
-    encoder = HFEncoder(str(tiny_bert), max_length=4).train()
+    encoder = frozen(tiny_bert, max_length=4).train()
     assert not encoder.model.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    calls: list[int] = []
-    encoder.model.register_forward_hook(lambda *_: calls.append(1))
+    calls = count_calls(encoder)
     together = encoder.encode(["fix the bug", "bug", "fix the bug"])
     assert len(calls) == 2
     assert torch.equal(encoder.encode(["bug", "fix the bug"]), together[[1, 0]])
     assert len(calls) == 2
-    assert torch.equal(HFEncoder(str(tiny_bert), max_length=4).encode(["bug"])[0], together[1])
+    assert torch.equal(frozen(tiny_bert, max_length=4).encode(["bug"])[0], together[1])
     # cut to 4 tokens: [CLS] fix the [SEP]
     assert torch.equal(together[0], encoder.encode(["fix the"])[0])
 
 
 def test_hf_encoder_errors(tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.*save_pretrained"):
-        HFEncoder(str(tmp_path / "nowhere"))
+        HFEncoder(str(tmp_path / "nowhere"), cache_dir=None)
     with pytest.raises(ValueError, match="unknown pooling 'max'"):
-        HFEncoder(str(tiny_bert), pooling="max")  # type: ignore[arg-type]
+        frozen(tiny_bert, pooling="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_length"):
-        HFEncoder(str(tiny_bert), max_length=0)
+        frozen(tiny_bert, max_length=0)
+
+
+def test_a_second_epoch_and_a_second_run_encode_nothing(tiny_bert: Path, tmp_path: Path) -> None:
+    """Descriptions recur in every epoch; a run that starts later, from a copy of the model even, finds them on disk."""
+    tasks = [text_task(i) for i in range(12)]
+    encoder = frozen(tiny_bert, tmp_path)
+    calls = count_calls(encoder)
+    first = encoder.encode_tasks(tasks)
+    assert len(calls) == len({task.description for task in tasks}) == 5
+    assert torch.equal(encoder.encode_tasks(tasks), first)
+    assert len(calls) == 5
+
+    copy = shutil.copytree(tiny_bert, tmp_path / "copy")
+    script = """
+import sys, torch
+from lightning_dterm.dterm import HFEncoder
+encoder = HFEncoder(sys.argv[1], cache_dir=sys.argv[2])
+encoder.model.register_forward_hook(lambda *_: sys.exit("encoded again"))
+torch.save(encoder.encode(sys.argv[4:]), sys.argv[3])
+"""
+    arguments = [str(copy), str(tmp_path), str(tmp_path / "out.pt"), *(task.description for task in tasks)]
+    subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True)
+    assert torch.equal(torch.load(tmp_path / "out.pt"), first)
+
+
+def test_the_disk_cache_knows_encoders_apart(tiny_bert: Path, tmp_path: Path) -> None:
+    other = tiny_text_encoder(tmp_path / "other", seed=1)
+    words = shutil.copytree(tiny_bert, tmp_path / "words")
+    tokenizer = (words / "tokenizer.json").read_text()
+    (words / "tokenizer.json").write_text(tokenizer.replace('"fix"', '"mend"'))
+    encoders = [
+        frozen(tiny_bert, tmp_path), frozen(tiny_bert, tmp_path, pooling="cls"),
+        frozen(tiny_bert, tmp_path, max_length=3), frozen(other, tmp_path), frozen(words, tmp_path),
+    ]  # fmt: skip
+    rows = [encoder.encode(["fix the bug"])[0] for encoder in encoders]
+    assert len({tuple(row.tolist()) for row in rows}) == len({encoder.identity for encoder in encoders}) == 5
+    assert len(list(tmp_path.glob("*.embeddings"))) == 5
+    without = frozen(tiny_bert)
+    assert torch.equal(without.encode(["fix the bug"])[0], rows[0])
+    assert without.identity == encoders[0].identity
+
+
+def test_a_head_that_the_checkpoint_lacks_is_no_part_of_the_identity(tmp_path: Path) -> None:
+    """transformers fills it with random numbers, others in every process."""
+    path = tiny_text_encoder(tmp_path, add_pooling_layer=False)
+    assert frozen(path).identity == frozen(path).identity
+
+
+def test_an_encoder_with_random_weights_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_bert, tmp_path / "deeper")
+    config = (path / "config.json").read_text()
+    (path / "config.json").write_text(config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    with pytest.raises(FileNotFoundError, match=r"deeper.* lacks 16 of the encoder's weights, such as encoder.layer.2"):
+        frozen(path)
+
+
+def test_long_descriptions_are_cut_to_what_the_model_has_positions_for(tiny_bert: Path) -> None:
+    encoder = frozen(tiny_bert, max_length=128)
+    long = encoder.encode(["fix " * 100, "fix " * 30, "fix " * 29])
+    assert torch.equal(long[0], long[1])
+    assert not torch.equal(long[1], long[2])
+
+
+def test_half_a_surrogate_pair_and_no_text_at_all(tiny_bert: Path) -> None:
+    assert torch.isfinite(frozen(tiny_bert).encode(["", "\ud800 fix"])).all()
+
+
+def test_an_encoder_decoder_serves_by_its_encoder(tiny_bert: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_bert, tmp_path / "t5")
+    torch.manual_seed(0)
+    T5Model(T5Config(vocab_size=7, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(path)
+    encoder = frozen(path)
+    model = T5Model.from_pretrained(path).encoder.eval()
+    expected = model(input_ids=torch.tensor([[2, 4, 5, 3]])).last_hidden_state[0].mean(0)
+    assert torch.allclose(encoder.encode(["fix the"])[0], expected, atol=1e-6)

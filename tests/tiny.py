@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from lightning_dterm.callbacks import RewardComputation, TokenAttribution
 from lightning_dterm.data.base import CodeDataModule
@@ -41,6 +42,21 @@ def tiny_actor(folder: Path, seed: int = 0, vocab_size: int = 300, hidden: int =
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_text_encoder(folder: Path, seed: int = 0, add_pooling_layer: bool = True) -> Path:
+    """A random BERT of width 16 and 32 positions that knows the words "fix", "the" and "bug"."""
+    vocabulary = {t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "fix", "the", "bug"])}
+    raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=raw, **special).save_pretrained(folder)
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=7, max_position_embeddings=32, **sizes)
+    BertModel(config, add_pooling_layer=add_pooling_layer).save_pretrained(folder)
     return folder
 
 

@@ -7,54 +7,92 @@ with, so that a resumed run, whose cache starts empty, computes the same bits.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from lightning_dterm.dterm.embedding_cache import EmbeddingCache, EmbeddingFile
+from lightning_dterm.types import CodeTask
+
+CACHE_DIR = "~/.cache/lightning-dterm/embeddings"
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class TaskEncoder(nn.Module):
-    """Maps task descriptions to embeddings, each distinct description once.
+    """Maps tasks to embeddings: ``e = forward(features(tasks))`` (eq. 4).
+
+    *Features* ``[B, w]`` are all that the embedding of a task is computed from and that does not change while training;
+    they are computed once per distinct description and cached. A frozen encoder's features *are* its embeddings, and
+    :meth:`forward` is the identity. An encoder that trains (any of its parameters requires a gradient) has other
+    features, such as token ids, and a differentiable :meth:`forward`. A meta-objective that remembers groups of earlier
+    rollouts remembers their features, and embeds them anew with the present parameters
+    (:func:`lightning_dterm.dterm.objective.embed`).
 
     Subclasses set :attr:`dim` and implement :meth:`embed`.
 
     Args:
-        cache_size: Distinct descriptions whose embeddings are kept, the least recently used dropped first.
+        cache_size: Distinct descriptions whose features are kept in memory, the least recently used dropped first.
+
+    Attributes:
+        dim: Width d of an embedding.
     """
 
     dim: int
 
     def __init__(self, cache_size: int = 65536) -> None:
         super().__init__()
-        if cache_size < 1:
-            raise ValueError(f"cache_size must be at least 1, got {cache_size}")
-        self._cache_size = cache_size
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache = EmbeddingCache(cache_size)
+
+    @property
+    def identity(self) -> str:
+        """What tells this encoder from another one of its width, so that no run is resumed with other embeddings."""
+        return type(self).__qualname__
+
+    @property
+    def trains(self) -> bool:
+        """Whether any parameter is trained by the meta-objective."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that train at ``optimizer.encoder_lr``; all others do at the weighting's rate."""
+        return []
 
     def embed(self, description: str) -> Tensor:
-        """The embedding ``[d]`` of one description, float32 on the CPU."""
+        """The features of one description, float32 on the CPU: its embedding ``[d]`` unless the encoder trains."""
         raise NotImplementedError
+
+    def text_features(self, descriptions: Sequence[str]) -> Tensor:
+        """Features ``[B, w]`` of descriptions, float32 on the CPU, from the cache where they were seen before."""
+        with torch.no_grad():
+            rows = [
+                self._cache.get(text.encode("utf-8", "surrogatepass"), partial(self.embed, text))
+                for text in descriptions
+            ]
+        return torch.stack(rows) if rows else torch.zeros(0, self.dim)
+
+    def features(self, tasks: Sequence[CodeTask]) -> Tensor:
+        """Features ``[B, w]`` of tasks, float32 on the CPU."""
+        return self.text_features([task.description for task in tasks])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embeddings ``[B, d]`` of features ``[B, w]``, differentiable in the parameters that train."""
+        return features
 
     @torch.no_grad()
     def encode(self, descriptions: Sequence[str]) -> Tensor:
-        """Embeddings ``[B, d]`` in float32 on the CPU, from the cache where the description was seen before."""
-        rows: list[Tensor] = []
-        for description in descriptions:
-            row = self._cache.get(description)
-            if row is None:
-                row = self._cache[description] = self.embed(description)
-                if len(self._cache) > self._cache_size:
-                    self._cache.popitem(last=False)
-            else:
-                self._cache.move_to_end(description)
-            rows.append(row)
-        return torch.stack(rows) if rows else torch.zeros(0, self.dim)
+        """Embeddings ``[B, d]`` of descriptions, float32 on the CPU."""
+        return self(self.text_features(descriptions)).cpu() if descriptions else torch.zeros(0, self.dim)
+
+    @torch.no_grad()
+    def encode_tasks(self, tasks: Sequence[CodeTask]) -> Tensor:
+        """Embeddings ``[B, d]`` of tasks, images included where the encoder reads them, float32 on the CPU."""
+        return self(self.features(tasks)).cpu() if tasks else torch.zeros(0, self.dim)
 
 
 class HashingEncoder(TaskEncoder):
@@ -86,16 +124,26 @@ class HashingEncoder(TaskEncoder):
 
 
 class HFEncoder(TaskEncoder):
-    """A frozen Hugging Face encoder (DTERM: CodeBERT, d = 768), mean- or CLS-pooled.
+    """A Hugging Face encoder (eq. 4: CodeBERT, d = 768), mean- or CLS-pooled; frozen unless told otherwise.
 
-    Descriptions pass one at a time, without padding, so that an embedding is the same whatever it is encoded with.
-    The model always stays in evaluation mode, and its weights are no part of a checkpoint.
+    ``e = pool(model(tokens of the description)) [d]``. Frozen, descriptions pass one at a time, without padding: an
+    embedding is the same whatever it is encoded with. Embeddings are kept on disk by the hash of the description and of
+    all that the encoder is (weights, configuration, tokenizer, pooling, length, version of transformers), so that no
+    later epoch, process or run encodes one again.
+
+    With ``trainable`` the features are token ids ``[B, max_length]`` (-1 fills up), the embedding is computed at every
+    use, and the meta-step trains the model: it embeds the descriptions of all groups in the meta-objective's memory
+    anew, each distinct one once, which costs a forward and a backward pass of up to 128 descriptions a task type.
+    Checkpoints then hold the weights. The model always stays in evaluation mode: dropout would make embeddings random.
 
     Args:
-        path: Folder or hub id of any ``AutoModel`` with its tokenizer.
+        path: Folder or hub id of any ``AutoModel`` with its tokenizer; of an encoder-decoder the encoder is taken.
+            ``package:NAME`` is one shipped here.
         pooling: ``mean`` over all tokens, or ``cls``: the first token.
-        max_length: Tokens of a description that are read; the rest is cut.
+        max_length: Tokens of a description that are read, at most as many as the model has positions; the rest is cut.
         cache_size: See :class:`TaskEncoder`.
+        trainable: Let the meta-objective train the model, at ``optimizer.encoder_lr``.
+        cache_dir: Folder in which embeddings of a frozen encoder are kept, one file per encoder; null keeps none.
 
     Raises:
         ValueError: The pooling is unknown, ``max_length`` is not positive or the model has no embedding width.
@@ -108,44 +156,123 @@ class HFEncoder(TaskEncoder):
         pooling: Literal["mean", "cls"] = "mean",
         max_length: int = 128,
         cache_size: int = 65536,
+        trainable: bool = False,
+        cache_dir: str | None = CACHE_DIR,
     ) -> None:
         super().__init__(cache_size)
         if pooling not in ("mean", "cls"):
             raise ValueError(f"unknown pooling {pooling!r}: choose mean or cls")
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path)
-            self.model = cast("nn.Module", AutoModel.from_pretrained(path, dtype=torch.float32))
-        except (OSError, ValueError, KeyError) as error:
-            raise FileNotFoundError(
-                f"task encoder {path!r} could not be loaded: give the folder of a model saved with save_pretrained "
-                f"(with its tokenizer), or a hub id on a machine with network access, or use HashingEncoder ({error})"
-            ) from error
+        self._tokenizer, self.model, unused = _load(path)
         width = getattr(self.model.config, "hidden_size", None)
         if width is None:
             raise ValueError(f"task encoder {path!r} has no hidden_size in its config: choose a text encoder")
         self.dim = int(width)
         self.pooling = pooling
-        self.max_length = max_length
-        self.model.requires_grad_(False).eval()
+        self.max_length = min(max_length, _positions(self.model.config, self._tokenizer))
+        self.trainable = trainable
+        self.model.requires_grad_(trainable).eval()
+        reader = _tokenizer_identity(self._tokenizer)
+        self._identity = f"{pooling} {self.max_length} {model_identity(self.model, reader, unused)}"
+        if not trainable and cache_dir is not None:
+            self._cache = EmbeddingCache(cache_size, EmbeddingFile(cache_dir, self._identity, self.dim))
+
+    @property
+    def identity(self) -> str:
+        """Pooling, length and a hash of configuration, weights (as loaded) and tokenizer."""
+        return self._identity
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """The model's parameters, where they train."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> HFEncoder:
-        """Stay in evaluation mode: the encoder is frozen, and dropout would make embeddings random."""
+        """Stay in evaluation mode: dropout would make embeddings random."""
         super().train(mode)
         self.model.eval()
         return self
 
     def embed(self, description: str) -> Tensor:
-        """The pooled last hidden state ``[d]``; zeros for a description without any token."""
-        encoded = self._tokenizer(description, truncation=True, max_length=self.max_length, return_tensors="pt")
+        """The pooled last hidden state ``[d]``, zeros without any token; if it trains, token ids ``[max_length]``."""
+        text = description.encode("utf-8", "replace").decode()
+        ids = self._tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+        tokens = torch.full((self.max_length,), -1.0)
+        tokens[: len(ids)] = torch.tensor(ids, dtype=torch.float32)  # exact: vocabularies are below 2^24
+        return tokens if self.trainable else self._embed_tokens(tokens[None])[0].cpu()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embeddings ``[B, d]`` of features: of token ids ``[B, max_length]`` if it trains, else the features."""
+        if not self.trainable:
+            return features
+        distinct, place = features.unique(dim=0, return_inverse=True)
+        return self._embed_tokens(distinct)[place]
+
+    def _embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Pooled last hidden states ``[B, d]`` of right-padded token ids ``[B, max_length]``; float32."""
         device = next(self.model.parameters()).device
-        if encoded["input_ids"].shape[1] == 0:
-            return torch.zeros(self.dim)
-        arguments = {name: encoded[name].long().to(device) for name in ("input_ids", "attention_mask")}
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            hidden = self.model(**arguments).last_hidden_state[0]
-        pooled = hidden.mean(0) if self.pooling == "mean" else hidden[0]
-        return cast("Tensor", pooled.float().cpu())
+        tokens = tokens.to(device)
+        length = max(1, int((tokens >= 0).sum(-1).max())) if len(tokens) else 1
+        ids = tokens[:, :length].long()
+        known = (ids >= 0).float()[..., None]
+        some = known.amax(1)  # a description without any token is read as one padding token, and embedded as 0
+        ids = ids.masked_fill(ids < 0, self._tokenizer.pad_token_id or 0)
+        attended = known[..., 0].bool() | ((torch.arange(length, device=device) == 0) & (some == 0))
+        with torch.autocast(device.type, enabled=False):
+            hidden = self.model(input_ids=ids, attention_mask=attended.long()).last_hidden_state.float()
+        pooled = (hidden * known).sum(1) / known.sum(1).clamp(min=1) if self.pooling == "mean" else hidden[:, 0]
+        return cast("Tensor", pooled * some)
+
+
+def _load(path: str) -> tuple[Any, nn.Module, set[str]]:
+    """Tokenizer, model in float32, and the weights of a head that is not read and that the checkpoint lacks.
+
+    Raises:
+        FileNotFoundError: Naming the path and the remedy.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    from lightning_dterm.modules.loading import resolve_path
+
+    try:
+        folder = resolve_path(path)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model = model.get_encoder() if model.config.is_encoder_decoder else model
+        lacking = {name for name in report["missing_keys"] if name in model.state_dict()}
+        needed = sorted(name for name in lacking if not name.startswith("pooler."))
+        if needed:
+            raise ValueError(f"its checkpoint lacks {len(needed)} of the encoder's weights, such as {needed[0]}")
+    except (OSError, ValueError, KeyError) as error:
+        raise FileNotFoundError(
+            f"task encoder {path!r} could not be loaded: give the folder of a model saved with save_pretrained "
+            f"(with its tokenizer), or a hub id on a machine with network access, or use HashingEncoder ({error})"
+        ) from error
+    return tokenizer, model, lacking
+
+
+def _positions(config: Any, tokenizer: Any) -> int:
+    """The most tokens that the model can read."""
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if "roberta" in config.model_type:  # its positions start after the padding token's id
+        positions -= config.pad_token_id + 1
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def _tokenizer_identity(tokenizer: Any) -> str:
+    """All of a fast tokenizer, the vocabulary of another."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return str(backend.to_str()) if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+
+
+def model_identity(model: nn.Module, extra: str, unused: Collection[str] = ()) -> str:
+    """A hash of a transformers model's configuration and weights (but ``unused`` ones), ``extra`` and the version."""
+    import transformers
+
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}  # type: ignore[union-attr, operator]
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([config, extra, transformers.__version__], sort_keys=True, default=str).encode())
+    for name, tensor in sorted((k, v) for k, v in model.state_dict().items() if k not in unused):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -7,7 +7,7 @@ component), so the objective compares the composite reward with something the we
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,11 +17,14 @@ from torch.nn.functional import pad
 from lightning_dterm.dterm import ranking
 from lightning_dterm.dterm.hypernetwork import Hypernetwork
 
+Encode = Callable[[Tensor], Tensor]
+"""Embeddings ``[B, d]`` of a task encoder's features ``[B, w]``, differentiable in the encoder that trains."""
+
 
 class Groups(NamedTuple):
     """G groups of up to K samples of one prompt, padded with NaN."""
 
-    embedding: Tensor  #: ``[G, d]`` task embedding of the prompt
+    embedding: Tensor  #: ``[G, d]`` task embedding of the prompt, or ``[G, w]`` features of an encoder that trains
     mask: Tensor  #: ``[G, n]`` bool, components known for any of its samples
     scores: Tensor  #: ``[G, K, n]`` raw scores, NaN where masked
     outcome: Tensor  #: ``[G, K]`` success, NaN where unknown
@@ -42,6 +45,19 @@ def concatenate(parts: Sequence[Groups]) -> Groups:
     outcome = [pad(part.outcome, (0, size - part.outcome.shape[1]), value=math.nan) for part in parts]
     embedding, mask = (torch.cat([part[column] for part in parts]) for column in range(2))
     return Groups(embedding, mask, torch.cat(scores), torch.cat(outcome))
+
+
+def embed(parts: Sequence[Groups], encode: Encode | None) -> list[Groups]:
+    """Lots of groups with their features embedded by the encoder as it is now, all in one pass.
+
+    Memories of earlier rollouts would otherwise hold what an encoder that has moved since made of their tasks, and no
+    gradient would reach it. Without ``encode`` they hold embeddings already.
+    """
+    if encode is None:
+        return list(parts)
+    embeddings = encode(torch.cat([part.embedding for part in parts])).to(parts[0].embedding.device)
+    lots = embeddings.split([len(part.embedding) for part in parts])
+    return [part._replace(embedding=lot) for part, lot in zip(parts, lots, strict=True)]
 
 
 def split_groups(
@@ -81,8 +97,11 @@ class MetaObjective(nn.Module):
         """Take in the groups of one rollout, by task type."""
         raise NotImplementedError
 
-    def loss(self, hypernetwork: Hypernetwork) -> Tensor | None:
-        """The loss to minimise in ``hypernetwork`` and own parameters, or None where there is nothing to learn from."""
+    def loss(self, hypernetwork: Hypernetwork, encode: Encode | None = None) -> Tensor | None:
+        """The loss to minimise in ``hypernetwork`` and own parameters, or None where there is nothing to learn from.
+
+        ``encode`` is given where the task encoder trains: observed groups then hold features, see :func:`embed`.
+        """
         raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:
@@ -153,7 +172,7 @@ class GroupObjective(MetaObjective):
             if len(lot.outcome):
                 self._informative[task_type] = self._push(self._informative.get(task_type), lot)
 
-    def loss(self, hypernetwork: Hypernetwork) -> Tensor | None:
+    def loss(self, hypernetwork: Hypernetwork, encode: Encode | None = None) -> Tensor | None:
         """The families' losses plus the pull to the start; None while no group of any family is informative."""
         if not self._informative:
             return None
@@ -161,6 +180,7 @@ class GroupObjective(MetaObjective):
         device = next(hypernetwork.parameters()).device
         groups, family = self._gather(self._informative, names, device)
         recent, recent_family = self._gather(self._recent, names, device)
+        groups, recent = embed((groups, recent), encode)
         sigma = torch.stack([self._sigma[name] for name in names]).to(device)
         scores = hypernetwork.modulate(groups.scores, groups.embedding)
         z = ranking.normalize_scores(scores, sigma[family], self.sigma_floor)
@@ -288,9 +308,9 @@ class OutcomeRanking(GroupObjective):
         """The ranking loss at the present beta."""
         return ranking.ranking_losses(alpha, z, outcome, family, families, self.beta, self.min_pairs)
 
-    def loss(self, hypernetwork: Hypernetwork) -> Tensor | None:
+    def loss(self, hypernetwork: Hypernetwork, encode: Encode | None = None) -> Tensor | None:
         """As :meth:`GroupObjective.loss`; beta is logged, too."""
-        total = super().loss(hypernetwork)
+        total = super().loss(hypernetwork, encode)
         if total is not None:
             self._metrics["weighting/beta"] = float(self.beta.detach())
         return total

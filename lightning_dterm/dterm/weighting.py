@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_dterm.dterm.film import FilmKind
 from lightning_dterm.dterm.hypernetwork import Hypernetwork, restrict
 from lightning_dterm.dterm.normalize import ScoreNormalizer
-from lightning_dterm.dterm.objective import MetaObjective, OutcomeRanking, split_groups
+from lightning_dterm.dterm.objective import Encode, MetaObjective, OutcomeRanking, split_groups
 
 
 class Weighting(nn.Module):
@@ -116,7 +116,8 @@ class Weighting(nn.Module):
         Args:
             scores: ``[B, n]`` raw component values, NaN where masked.
             mask: ``[B, n]`` bool.
-            embedding: ``[B, d]`` task embeddings.
+            embedding: ``[B, d]`` task embeddings; of an encoder that trains, the features ``[B, w]`` that
+                :meth:`meta_loss` is given the means to embed.
             outcome: ``[B]`` the task's own success metric in [0, 1], NaN where unknown.
             group: ``[B]`` int64 index of the prompt.
             task_types: B task types.
@@ -153,8 +154,13 @@ class Weighting(nn.Module):
         normal: tuple[Tensor, Tensor] = self.normalizer(values, ceilings, group, task_types)
         return normal
 
-    def meta_loss(self) -> Tensor | None:
-        """The loss of one meta-step on what was observed; None where there is nothing to learn."""
+    def meta_loss(self, encode: Encode | None = None) -> Tensor | None:
+        """The loss of one meta-step on what was observed; None where there is nothing to learn.
+
+        Args:
+            encode: Turns what :meth:`observe` was given as ``embedding`` into embeddings, differentiably; None where
+                it is embeddings. Only a weighting with :attr:`needs_embedding` is ever given one.
+        """
         return None
 
     def metrics(self) -> dict[str, float]:
@@ -359,11 +365,11 @@ class HypernetworkWeighting(Weighting):
         """FiLM beside what all weightings have."""
         return {**super().resume_settings(), "film": self.film}
 
-    def meta_loss(self) -> Tensor | None:
-        """The objective's loss at the current weights, differentiable in all parameters of this module."""
+    def meta_loss(self, encode: Encode | None = None) -> Tensor | None:
+        """The objective's loss at the current weights, differentiable in this module's and the encoder's parameters."""
         network = self._network
         with torch.enable_grad(), torch.autocast(next(network.parameters()).device.type, enabled=False):
-            return self.objective.loss(network)
+            return self.objective.loss(network, encode) if encode else self.objective.loss(network)
 
     def metrics(self) -> dict[str, float]:
         """The objective's scalars."""

@@ -62,6 +62,7 @@ def settings_of(module: PPOModule) -> dict[str, Any]:
             settings[f"weighting.{name}"] = type(part).__qualname__
         settings["task_encoder"] = type(module.task_encoder).__qualname__
         settings["task_encoder's width"] = module.task_encoder.dim
+        settings["task_encoder's identity"] = module.task_encoder.identity
     return settings
 
 
@@ -175,4 +176,6 @@ def _check_names(module: PPOModule, saved: set[str]) -> None:
             for what, names in (("missing", missing), ("not in this run", surplus))
             if names
         )
-        raise ResumeError(f"the checkpoint's trained parts differ ({detail}): give the same lora and critic settings")
+        raise ResumeError(
+            f"the checkpoint's trained parts differ ({detail}): give the same lora, critic and task_encoder"
+        )

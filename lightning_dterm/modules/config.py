@@ -183,10 +183,11 @@ class KLConfig:
 
 @dataclass
 class OptimizerConfig:
-    """One AdamW with a parameter group each for actor, critic and weighting.
+    """One AdamW with a parameter group each for actor, critic, weighting and a task encoder that trains.
 
     Attributes:
         actor_lr / critic_lr / weighting_lr: Learning rates.
+        encoder_lr: Learning rate of the pretrained weights of a task encoder with ``trainable: true``.
         weight_decay: Of actor and critic.
         betas: AdamW's.
         eps: AdamW's.
@@ -197,6 +198,7 @@ class OptimizerConfig:
     actor_lr: float = 1e-5
     critic_lr: float = 1e-4
     weighting_lr: float = 1e-3
+    encoder_lr: float = 2e-5
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
@@ -204,7 +206,7 @@ class OptimizerConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
-        names = ("actor_lr", "critic_lr", "weighting_lr", "weight_decay", "warmup")
+        names = ("actor_lr", "critic_lr", "weighting_lr", "encoder_lr", "weight_decay", "warmup")
         check_at_least(0, {f"optimizer.{name}": getattr(self, name) for name in names})
         check_positive({"optimizer.eps": self.eps})
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

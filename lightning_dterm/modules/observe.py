@@ -20,15 +20,15 @@ def observe(module: PPOModule, rollout: Rollout) -> None:
 
     Args:
         module: Whose weighting looks.
-        rollout: This rank's, with scores, embeddings and log-probabilities; a collective.
+        rollout: This rank's, with scores, task features and log-probabilities; a collective.
     """
     assert rollout.scores is not None
-    assert rollout.embeddings is not None
+    assert rollout.task_features is not None
     assert rollout.logprobs is not None
     outcome = rollout.outcome if rollout.outcome is not None else torch.full((len(rollout),), math.nan)
     sensitivity = ((1 - rollout.logprobs.exp()).square() * rollout.response_mask).sum(-1)
     per_prompt = module.generation.samples_per_prompt
-    columns = [part.cpu() for part in (rollout.scores, rollout.embeddings, outcome, sensitivity)]
+    columns = [part.cpu() for part in (rollout.scores, rollout.task_features, outcome, sensitivity)]
     own = [
         ([column[i : i + per_prompt] for column in columns], rollout.tasks[i].task_type)
         for i in range(0, len(rollout), per_prompt)

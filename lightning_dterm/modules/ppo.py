@@ -54,7 +54,7 @@ class PPOModule(CodeModule):
         kl: KL to the reference.
         optimizer: Learning rates and schedule.
         weighting: How components are weighted; default uniform.
-        task_encoder: Embeds task descriptions for the weighting; default a hashing bag of words.
+        task_encoder: Embeds tasks for the weighting; default a hashing bag of words of the description.
         seed: All randomness derives from it, counter-based: resume and rank layout do not change a rollout. None
             follows ``seed_everything``; a resumed run then goes on with the seed of its checkpoint.
         results: File for the JSON table of ``test``.
@@ -133,22 +133,28 @@ class PPOModule(CodeModule):
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, "weighting"))
             self.weighting.configure(names, self.task_encoder.dim)
+        if not self.weighting.needs_embedding:
+            self.task_encoder.requires_grad_(False)  # nothing would train it
         self.component_names = names
         # Its gradient is computed from gathered data, equal on all ranks: DDP has nothing to add.
         self._ddp_params_and_buffers_to_ignore = [
-            f"weighting.{name}" for name, _ in (*self.weighting.named_parameters(), *self.weighting.named_buffers())
+            f"{part}.{name}"
+            for part, owner in (("weighting", self.weighting), ("task_encoder", self.task_encoder))
+            for name, _ in (*owner.named_parameters(), *owner.named_buffers())
         ]
 
     def configure_optimizers(self) -> Optimizer:
-        """One AdamW, a parameter group each for actor, critic, weighting: FSDP and DeepSpeed allow no second one."""
+        """One AdamW with a group for each part that trains: FSDP and DeepSpeed allow no second optimizer."""
         settings = self.optimizer_config
         groups: list[dict[str, Any]] = [
             {"name": "actor", "params": self._policy.actor_parameters(), "lr": settings.actor_lr},
             {"name": "critic", "params": self._policy.critic_parameters(), "lr": settings.critic_lr},
         ]
-        weighting = [p for p in self.weighting.parameters() if p.requires_grad]
-        if weighting:
-            groups.append({"name": "weighting", "params": weighting, "lr": settings.weighting_lr, "weight_decay": 0.0})
+        pretrained = self.task_encoder.pretrained_parameters()
+        own = set(map(id, pretrained))
+        weighting = [p for p in self.meta_parameters() if id(p) not in own]
+        meta = (("weighting", weighting, settings.weighting_lr), ("encoder", pretrained, settings.encoder_lr))
+        groups += [{"name": name, "params": part, "lr": lr, "weight_decay": 0.0} for name, part, lr in meta if part]
         return AdamW(groups, betas=tuple(settings.betas), eps=settings.eps, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
 
     def setup(self, stage: str) -> None:
@@ -247,16 +253,17 @@ class PPOModule(CodeModule):
         assert rollout.scores is not None
         mask = ~rollout.scores.isnan()
         task_types = [task.task_type for task in rollout.tasks]
-        rollout.embeddings, rollout.alpha = together(self._weights, rollout, mask, task_types)
+        rollout.task_features, rollout.embeddings, rollout.alpha = together(self._weights, rollout, mask, task_types)
         observe(self, rollout)
         rollout.rewards, rollout.ceilings = self.weighting.rewards(
             rollout.scores, rollout.embeddings, rollout.group, task_types
         )
 
     @torch.no_grad()
-    def _weights(self, rollout: Rollout, mask: Tensor, task_types: list[str]) -> tuple[Tensor, Tensor]:
-        embeddings = self.task_encoder.encode([task.description for task in rollout.tasks]).to(self.device)
-        return embeddings, self.weighting(embeddings, mask, task_types)
+    def _weights(self, rollout: Rollout, mask: Tensor, task_types: list[str]) -> tuple[Tensor, ...]:
+        features = self.task_encoder.features(rollout.tasks)
+        embeddings = self.task_encoder(features).to(self.device)
+        return features, embeddings, self.weighting(embeddings, mask, task_types)
 
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout, means: Means) -> Tensor:
@@ -328,6 +335,10 @@ class PPOModule(CodeModule):
             return 1.0
         progress = min(1.0, (step - settings.warmup) / max(1, self.trainer.max_steps - settings.warmup))
         return 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+    def meta_parameters(self) -> list[nn.Parameter]:
+        """What the meta-step trains: the weighting, and the task encoder where it trains."""
+        return [p for part in (self.weighting, self.task_encoder) for p in part.parameters() if p.requires_grad]
 
     def clip_gradients_to(self, limit: float) -> Tensor:
         """Clip the joint gradient norm of actor and critic; returns the norm before. Handles FSDP2's sharded ones."""

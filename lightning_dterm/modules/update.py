@@ -69,12 +69,17 @@ class PPOUpdate:
     def _set_learning_rates(self) -> None:
         """From the settings and not from the optimizer's state: what is configured at a resume counts."""
         factor, settings = self.module.lr_factor(), self.module.optimizer_config
-        peak = {"actor": settings.actor_lr, "critic": settings.critic_lr, "weighting": settings.weighting_lr}
+        peak = {
+            "actor": settings.actor_lr,
+            "critic": settings.critic_lr,
+            "weighting": settings.weighting_lr,
+            "encoder": settings.encoder_lr,
+        }
         warming_up = self.module.global_step < self.settings.critic_warmup
         for group in self.module.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = peak[group["name"]] * (0.0 if warming_up and group["name"] == "actor" else factor)
             group["betas"], group["eps"] = tuple(settings.betas), settings.eps
-            group["weight_decay"] = 0.0 if group["name"] == "weighting" else settings.weight_decay
+            group["weight_decay"] = settings.weight_decay if group["name"] in ("actor", "critic") else 0.0
             self.means.add(f"lr/{group['name']}", group["lr"])
 
     def _minibatches(self, epoch: int) -> list[Minibatch]:
@@ -186,16 +191,16 @@ class PPOUpdate:
         self.module.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None, model=self.module)  # type: ignore[union-attr]
 
     def _meta_gradient(self) -> float | None:
-        """Write the weighting's meta-gradient (clipped at norm 1) into ``.grad``; gives the meta-loss, if any.
+        """Write the meta-gradient of weighting and task encoder (clipped at norm 1) into ``.grad``; gives the meta-loss.
 
-        Its time is logged as ``meta``, a part of the update's.
+        None where there is nothing to learn. Its time is logged as ``meta``, a part of the update's.
         """
         started = time.perf_counter()
-        weighting = self.module.weighting
-        loss = weighting.meta_loss()
+        weighting, encoder = self.module.weighting, self.module.task_encoder
+        loss = weighting.meta_loss(encoder) if encoder.trains else weighting.meta_loss()
         if loss is None:
             return None
-        parameters = [p for p in weighting.parameters() if p.requires_grad]
+        parameters = self.module.meta_parameters()
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
