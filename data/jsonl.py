@@ -14,7 +14,7 @@ from lightning_dterm.task_tests import TEST_LISTS, TaskTestError, declared_tests
 from lightning_dterm.types import CallTest, CodeTask, SuccessMetric, TaskType
 
 _REQUIRED = ("task_id", "task_type", "language", "prompt")
-_OPTIONAL_TEXT = ("description", "reference", "source_language", "entry_point", "prefix", "buggy_code", "image")
+_OPTIONAL_TEXT = ("description", "reference", "source_language", "entry_point", "prefix", "buggy_code")
 _FORMS = {
     "args": ("args", "expected", "visible", "literal"),
     "stdin": ("stdin", "expected", "visible"),
@@ -24,7 +24,7 @@ _HOW = (
     'write {"args": [...], "expected": ...}, {"stdin": "...", "expected": "..."} or {"assert": "..."}, each with '
     '"visible": false if it is hidden'
 )
-_FIELDS = (*_REQUIRED, *_OPTIONAL_TEXT, "tests", "success_metric", "metadata")
+_FIELDS = (*_REQUIRED, *_OPTIONAL_TEXT, "image", "tests", "success_metric", "metadata")
 
 
 def task_from_row(row: Mapping[str, Any], place: str) -> CodeTask:
@@ -32,8 +32,8 @@ def task_from_row(row: Mapping[str, Any], place: str) -> CodeTask:
 
     Required fields: ``task_id``, ``task_type``, ``language``, ``prompt``. Optional: ``description`` (default: the
     prompt), ``reference`` (default: empty), ``source_language``, ``entry_point``, ``prefix``, ``buggy_code``,
-    ``image``, ``success_metric`` (default: ``tests`` where there are tests, else ``exact_match``), ``metadata`` (an
-    object) and ``tests``, a list in which each test has one of three forms:
+    ``image`` (a path; in Parquet also bytes), ``success_metric`` (default: ``tests`` where there are tests, else
+    ``exact_match``), ``metadata`` (an object) and ``tests``, a list in which each test has one of three forms:
 
     * ``{"args": [...], "expected": ...}`` calls ``entry_point``. For values that JSON cannot write, such as tuples and
       sets, a test with ``"literal": true`` gives ``args`` and ``expected`` as Python literals in text;
@@ -60,6 +60,8 @@ def task_from_row(row: Mapping[str, Any], place: str) -> CodeTask:
         )
     values: dict[str, Any] = {name: text_field(row, name, place) for name in _REQUIRED}
     values |= {name: text_field(row, name, place) for name in _OPTIONAL_TEXT if row.get(name) is not None}
+    if row.get("image") is not None:
+        values["image"] = row["image"] if isinstance(row["image"], bytes) else text_field(row, "image", place)
     if values["task_type"] not in get_args(TaskType):
         raise RowError(place, "task_type", f"{values['task_type']!r} is none of {', '.join(get_args(TaskType))}")
     values.setdefault("description", values["prompt"])

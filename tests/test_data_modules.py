@@ -49,7 +49,8 @@ def test_rows_become_tasks(tmp_path) -> None:
     tests = [{"args": [1, "b", [2]], "expected": {"k": 1.5}}, {"args": [], "expected": None, "visible": False}]
     literal = [{"args": "((1, 2), {3})", "expected": "(1, b'x')", "literal": True}]
     first = write_rows(
-        tmp_path / "one.jsonl", [row(tests=tests, entry_point="f", metadata={"n": [1]}), row(task_id="b", image=None)]
+        tmp_path / "one.jsonl",
+        [row(tests=tests, entry_point="f", metadata={"n": [1]}, image="a.png"), row(task_id="b", image=None)],
     )
     second = write_rows(
         tmp_path / "two.jsonl.gz", [row(task_id="c", tests=literal, entry_point="g", prompt="é\u2028x")]
@@ -58,7 +59,7 @@ def test_rows_become_tasks(tmp_path) -> None:
     data.setup("test")
     one, two, three = data.tasks("test")
     assert one == CodeTask(
-        "a", "synthesis", "python", "p", "p", "x = 1", entry_point="f", metadata={"n": [1]},
+        "a", "synthesis", "python", "p", "p", "x = 1", entry_point="f", metadata={"n": [1]}, image="a.png",
         tests=(CallTest((1, "b", [2]), {"k": 1.5}), CallTest((), None, visible=False)),
     )  # fmt: skip
     assert two.success_metric == "exact_match"
@@ -73,7 +74,9 @@ def test_rows_become_tasks(tmp_path) -> None:
 def test_parquet_with_nested_and_with_text_columns(tmp_path) -> None:
     nested = [row(tests=[{"args": [1], "expected": 2, "visible": False}], entry_point="f")]
     datasets.Dataset.from_list(nested).to_parquet(tmp_path / "nested.parquet")
-    as_text = [row(tests=json.dumps([{"args": [1, "a"], "expected": [2]}]), entry_point="f", metadata='{"k": 1}')]
+    as_text = [
+        row(tests=json.dumps([{"args": [1, "a"], "expected": [2]}]), entry_point="f", metadata='{"k": 1}', image=b"PNG")
+    ]
     datasets.Dataset.from_list(as_text).to_parquet(tmp_path / "text.parquet")
     data = JsonlDataModule(test_files=str(tmp_path / "*.parquet"))
     data.setup("test")
@@ -81,6 +84,7 @@ def test_parquet_with_nested_and_with_text_columns(tmp_path) -> None:
     assert first.tests == (CallTest((1,), 2, visible=False),)
     assert second.tests == (CallTest((1, "a"), [2]),)
     assert second.metadata == {"k": 1}
+    assert (first.image, second.image) == (None, b"PNG")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,7 @@ def test_parquet_with_nested_and_with_text_columns(tmp_path) -> None:
         (row(task_id=...), "task_id", "missing; the row has task_type"),
         (row(task_id=7), "task_id", "text is needed, found int"),
         ('{"task_id": "\\ud800"}', "task_id", "not valid Unicode"),
+        (row(image=7), "image", "text is needed, found int"),
         (row(task_type="cooking"), "task_type", "'cooking' is none of summarization"),
         (row(promt="typo"), "promt", "put it in 'metadata'"),
         (row(reference=...), "reference", "add a reference or tests"),
@@ -122,7 +127,11 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from([*row(), "tests", "metadata", "entry_point", "success_metric"]), json_values))
+@given(
+    st.dictionaries(
+        st.sampled_from([*row(), "tests", "metadata", "entry_point", "success_metric", "image"]), json_values
+    )
+)
 def test_any_row_is_a_task_or_a_row_error(changes) -> None:
     try:
         made = task_from_row({**row(), **changes}, "file, line 1")

@@ -2,6 +2,7 @@
 
 from lightning_dterm.dterm.encoder import HashingEncoder, HFEncoder, TaskEncoder
 from lightning_dterm.dterm.film import FiLM
+from lightning_dterm.dterm.fusion import FusedEncoder
 from lightning_dterm.dterm.gradnorm import GradNormWeighting
 from lightning_dterm.dterm.hypernetwork import Hypernetwork
 from lightning_dterm.dterm.objective import MetaObjective, OutcomeCorrelation, OutcomeRanking
@@ -17,6 +18,7 @@ __all__ = [
     "FiLM",
     "FixedPerTaskTypeWeighting",
     "FixedWeighting",
+    "FusedEncoder",
     "GradNormWeighting",
     "HFEncoder",
     "HashingEncoder",

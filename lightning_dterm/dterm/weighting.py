@@ -157,9 +157,7 @@ class Weighting(nn.Module):
     def meta_loss(self, encode: Encode | None = None) -> Tensor | None:
         """The loss of one meta-step on what was observed; None where there is nothing to learn.
 
-        Args:
-            encode: Turns what :meth:`observe` was given as ``embedding`` into embeddings, differentiably; None where
-                it is embeddings. Only a weighting with :attr:`needs_embedding` is ever given one.
+        ``encode`` is given (where :attr:`needs_embedding`) if :meth:`observe` was given features, to embed them.
         """
         return None
 

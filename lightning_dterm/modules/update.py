@@ -191,9 +191,9 @@ class PPOUpdate:
         self.module.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None, model=self.module)  # type: ignore[union-attr]
 
     def _meta_gradient(self) -> float | None:
-        """Write the meta-gradient of weighting and task encoder (clipped at norm 1) into ``.grad``; gives the meta-loss.
+        """Write the meta-gradient of weighting and task encoder (clipped at norm 1) into ``.grad``.
 
-        None where there is nothing to learn. Its time is logged as ``meta``, a part of the update's.
+        Gives the meta-loss, None where there is nothing to learn. Its time is logged as ``meta``, a part of the update's.
         """
         started = time.perf_counter()
         weighting, encoder = self.module.weighting, self.module.task_encoder
