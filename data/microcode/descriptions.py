@@ -10,7 +10,7 @@ MARKER = "### Python\n"
 SUMMARY_MARKER = "### Summary\n"
 MAX_ACCEPTED = 64
 
-_INTENTS = {
+INTENTS = {
     "synthesis": (
         "Write a Python function that returns {t}.",
         "Implement a Python function returning {t}.",
@@ -74,7 +74,7 @@ def accepted_summaries(text: Segments) -> tuple[str, ...]:
 
 def describe(task_type: str, text: str, name: str, draw: Draw) -> str:
     """What the task encoder reads."""
-    return draw.pick(_INTENTS[task_type]).format(t=text, n=name)
+    return draw.pick(INTENTS[task_type]).format(t=text, n=name)
 
 
 def synthesis_prompt(signature: str, text: str, draw: Draw) -> str:

@@ -155,10 +155,7 @@ class Weighting(nn.Module):
         return normal
 
     def meta_loss(self, encode: Encode | None = None) -> Tensor | None:
-        """The loss of one meta-step on what was observed; None where there is nothing to learn.
-
-        ``encode`` is given (where :attr:`needs_embedding`) if :meth:`observe` was given features, to embed them.
-        """
+        """The loss of one meta-step; None where nothing is to be learned. ``encode`` embeds features that were observed."""
         return None
 
     def metrics(self) -> dict[str, float]:

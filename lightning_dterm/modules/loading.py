@@ -42,7 +42,7 @@ def resolve_path(path: str) -> str:
     """Turn ``package:NAME`` into the folder it names; leave everything else alone.
 
     Raises:
-        ActorLoadError: If the package ships no actor of that name.
+        ActorLoadError: If the package ships no model of that name.
     """
     if not path.startswith(PACKAGED):
         return path
@@ -50,7 +50,7 @@ def resolve_path(path: str) -> str:
     folder = assets / path.removeprefix(PACKAGED)
     if not (folder / "config.json").is_file():
         known = sorted(p.name for p in assets.glob("*") if (p / "config.json").is_file())
-        raise ActorLoadError(f"no packaged actor {path!r}; there are: {', '.join(known) or 'none'}")
+        raise ActorLoadError(f"no packaged model {path!r}; there are: {', '.join(known) or 'none'}")
     return str(folder)
 
 
