@@ -155,7 +155,7 @@ class Weighting(nn.Module):
         return normal
 
     def meta_loss(self, encode: Encode | None = None) -> Tensor | None:
-        """The loss of one meta-step; None where nothing is to be learned. ``encode`` embeds features that were observed."""
+        """The loss of one meta-step, None where nothing is to be learned; ``encode`` embeds observed features."""
         return None
 
     def metrics(self) -> dict[str, float]:

@@ -193,7 +193,7 @@ class PPOUpdate:
     def _meta_gradient(self) -> float | None:
         """Write the meta-gradient of weighting and task encoder (clipped at norm 1) into ``.grad``.
 
-        Gives the meta-loss, None where nothing is to be learned. Its time is logged as ``meta``, a part of the update's.
+        Gives the meta-loss, None where nothing is to be learned. Its time is logged as ``meta``, part of the update's.
         """
         started = time.perf_counter()
         weighting, encoder = self.module.weighting, self.module.task_encoder
