@@ -1,4 +1,4 @@
-"""Models that scale, cap or cut their logits: scored and trained as their own forward does it, or refused by name."""
+"""Models that scale, cap or cut their logits: scored and trained as their own forward does it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.init_actor import train_tokenizer
 from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, LoraSettings
-from lightning_dterm.modules.agreement import check_agreement
+from lightning_dterm.modules.agreement import choose_route
 from lightning_dterm.modules.config import GenerationConfig, PPOConfig
+from lightning_dterm.modules.forward import BATCHED, ROW_BY_ROW
 from lightning_dterm.modules.head import LogitTransform, logits_head
-from lightning_dterm.modules.loading import ActorConfig, ActorLoadError
+from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.supervised import SupervisedModule
 from lightning_dterm.rl.logprobs import token_logprobs
@@ -303,12 +304,12 @@ def test_the_warm_start_learns_by_the_models_own_logits(tmp_path: Path) -> None:
     assert float(loss) / (ids.shape[1] - 1) == pytest.approx(float(own), rel=1e-5)
 
 
-def test_a_transform_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transform_that_is_not_known_is_left_to_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tf.Qwen2ForCausalLM(tf.Qwen2Config(**SHAPE))
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(30)
     model.save_pretrained(tmp_path)
-    check_agreement(model.eval())
+    assert choose_route(model.eval()) is BATCHED
     forward = tf.Qwen2ForCausalLM.forward
 
     def squashed(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -317,29 +318,20 @@ def test_a_transform_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: p
         return output
 
     monkeypatch.setattr(tf.Qwen2ForCausalLM, "forward", squashed)
-    says = (
-        r"^Qwen2ForCausalLM cannot be trained here: .* differ by .*computes logits .* in a way not known here; choose"
-    )
-    with pytest.raises(ActorLoadError, match=says):
-        ActorCritic(ActorConfig(str(tmp_path)), CriticConfig("shared"))
+    with pytest.warns(UserWarning, match=r"^Qwen2.*slow.* differ by .*computes logits .* in a way not known here"):
+        policy = ActorCritic(ActorConfig(str(tmp_path)), CriticConfig("shared"))
+    scores = policy(*batch(), actor=True)
+    assert torch.allclose(scores.logprobs[batch()[3].bool()], torch.cat(own_logprobs(model, 1.0)), atol=1e-5)
 
 
-def test_a_key_that_a_model_reads_otherwise_is_refused() -> None:
+def test_a_key_that_a_model_reads_otherwise_is_found() -> None:
     """Qwen2 does not scale, whatever its configuration says: the table would."""
     model = tf.Qwen2ForCausalLM(tf.Qwen2Config(**SHAPE, logit_scale=0.1)).eval()
     assert LogitTransform.of(model.config).multiplier == 0.1
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(30)
-    with pytest.raises(ActorLoadError, match="not known here"):
-        check_agreement(model)
-
-
-def test_a_model_that_takes_padding_for_text_is_refused() -> None:
-    shape = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4, "qk_dim_factor": 1.0}
-    model = tf.xLSTMForCausalLM(tf.xLSTMConfig(**shape))
-    assert LogitTransform.of(model.config) == LogitTransform(float32=True, cap=30.0)
-    with pytest.raises(ActorLoadError, match=r"xLSTMForCausalLM cannot be trained here: .* differ by"):
-        check_agreement(model.eval())
+    with pytest.warns(UserWarning, match="not known here"):
+        assert choose_route(model) is ROW_BY_ROW
 
 
 @pytest.mark.parametrize(
@@ -348,9 +340,10 @@ def test_a_model_that_takes_padding_for_text_is_refused() -> None:
         (tf.MptConfig(logit_scale="inv_sqrt_d_model"), LogitTransform()),  # a key that its forward does not read
         (tf.Gemma3Config(text_config={"final_logit_softcapping": 30.0}), LogitTransform()),  # as of 5.23
         (tf.Gemma3nConfig(), LogitTransform(cap=30.0)),
+        (tf.xLSTMConfig(), LogitTransform(float32=True, cap=30.0)),
         (tf.Qwen2Config(), LogitTransform()),
     ],
-    ids=["mpt", "gemma3", "gemma3n", "qwen2"],
+    ids=["mpt", "gemma3", "gemma3n", "xlstm", "qwen2"],
 )
 def test_where_a_key_means_nothing(config: Any, transform: LogitTransform) -> None:
     assert LogitTransform.of(config) == transform

@@ -14,14 +14,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_dterm.modules.agreement import check_agreement
+from lightning_dterm.modules.agreement import choose_route, states_width
 from lightning_dterm.modules.config import check_at_least, check_positive
-from lightning_dterm.modules.forward import JoinedBatch, join, predicting_states, scatter
-from lightning_dterm.modules.head import logits_head
+from lightning_dterm.modules.forward import JoinedBatch, join, scatter
 from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm
 from lightning_dterm.modules.sharding import as_forward, unsharded
 from lightning_dterm.rl.generation import Responses, generate
-from lightning_dterm.rl.logprobs import token_logprobs
+from lightning_dterm.rl.logprobs import Head, token_logprobs
 
 CriticKind = Literal["separate", "shared", "adapter"]
 
@@ -77,6 +76,7 @@ class ActorCritic(nn.Module):
         critic: Where values come from.
         lora: Adapters; None is full fine-tuning.
         with_reference: Keep a reference model (not needed when KL is neither penalised nor reported).
+        sharded: The weights are going to be sharded, where not every model can be run.
 
     Raises:
         ActorLoadError: If the actor cannot be loaded, or generates by another distribution than training scores.
@@ -84,12 +84,17 @@ class ActorCritic(nn.Module):
     """
 
     def __init__(
-        self, actor: ActorConfig, critic: CriticConfig, lora: LoraSettings | None = None, with_reference: bool = True
+        self,
+        actor: ActorConfig,
+        critic: CriticConfig,
+        lora: LoraSettings | None = None,
+        with_reference: bool = True,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         _check(actor, critic, lora)
         base = load_causal_lm(actor)
-        check_agreement(base)
+        self.route = choose_route(base, sharded)
         self.kind = critic.kind
         self.fingerprint = fingerprint(base)
         self.reference: nn.Module | None = None
@@ -103,8 +108,7 @@ class ActorCritic(nn.Module):
             self.actor = with_adapters(base, lora, critic.kind)
         self.uses_lora = lora is not None
         self.with_reference = with_reference
-        # of the states that the projection sees: some models narrow them before it (OPT's word_embed_proj_dim)
-        self.value_head = nn.Linear(base.get_output_embeddings().weight.shape[-1], 1)
+        self.value_head = nn.Linear(states_width(base, self.route), 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.gradient_checkpointing = actor.gradient_checkpointing
@@ -163,12 +167,10 @@ class ActorCritic(nn.Module):
         logprobs = ref_logprobs = values = entropy = None
         if actor:
             with self._adapter("actor"):
-                hidden = self._hidden(self.language_model, batch)
-                logprobs, entropy = self._logprobs(
-                    self.language_model, hidden, batch, temperature, support, entropy_gradient
-                )
-            if critic and self.kind == "shared":
-                values = self._values(hidden, batch)
+                source, head = self.route.predict(self.language_model, batch)
+                logprobs, entropy = self._logprobs(source, head, batch, temperature, support, entropy_gradient)
+            if critic and self.kind == "shared" and self.route.from_states:
+                values = self._values(source, batch)
         if critic and values is None:
             values = self._critic_values(batch)
         if reference:
@@ -186,13 +188,13 @@ class ActorCritic(nn.Module):
 
     def _generate(self, *args: Any, **kwargs: Any) -> Responses:
         with unsharded(self, self.actor):
-            return generate(self.language_model, *args, **kwargs)
+            return generate(self.language_model, *args, decoding=self.route.decoding, **kwargs)
 
     def _critic_values(self, batch: JoinedBatch) -> Tensor:
         if self.critic is not None:
-            return self._values(predicting_states(self.critic, batch), batch)
+            return self._values(self.route.states(self.critic, batch), batch)
         with self._adapter("critic" if self.kind == "adapter" else "actor"):
-            return self._values(self._hidden(self.language_model, batch), batch)
+            return self._values(self.route.states(self.language_model.base_model, batch), batch)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: JoinedBatch, temperature: float, support: Tensor | None) -> Tensor:
@@ -200,16 +202,12 @@ class ActorCritic(nn.Module):
             raise RuntimeError("this ActorCritic was built without a reference model")
         model = self.language_model if self.reference is None else self.reference
         with self._adapter(None):
-            hidden = self._hidden(model, batch)
-            return self._logprobs(model, hidden, batch, temperature, support)[0]
-
-    def _hidden(self, model: nn.Module, batch: JoinedBatch) -> Tensor:
-        return predicting_states(model.base_model, batch)  # type: ignore[arg-type]
+            return self._logprobs(*self.route.predict(model, batch), batch, temperature, support)[0]
 
     def _logprobs(
         self,
-        model: nn.Module,
-        hidden: Tensor,
+        source: Tensor,
+        head: Head,
         batch: JoinedBatch,
         temperature: float,
         support: Tensor | None,
@@ -219,7 +217,7 @@ class ActorCritic(nn.Module):
         if support is not None:
             support = support[:, : batch.response_mask.shape[1]][batch.response_mask]
         logprobs, entropy = token_logprobs(
-            logits_head(model), hidden, labels, temperature, entropy_gradient=entropy_gradient, support=support
+            head, source, labels, temperature, entropy_gradient=entropy_gradient, support=support
         )
         return scatter(logprobs, batch), scatter(entropy, batch)
 
@@ -278,7 +276,7 @@ def with_adapters(base: PreTrainedModel, lora: LoraSettings, kind: CriticKind) -
     assert isinstance(model, PeftModel)
     if kind == "adapter":
         model.add_adapter("critic", copy.deepcopy(config))
-        for name, parameter in model.named_parameters():
+        for name, parameter in base.base_model.named_parameters():  # nothing behind the trunk is run for values
             if ".critic." in name:
                 parameter.requires_grad_(True)
     return model

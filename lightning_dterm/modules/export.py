@@ -63,7 +63,9 @@ def _unsharded_copy(actor: ActorConfig, lora: LoraSettings | None, critic: Criti
 
 def merged_copy(actor: PeftModel) -> PreTrainedModel:
     """The base model with the actor's adapter folded in; the training model stays as it is."""
-    clone = copy.deepcopy(actor)
+    # models that keep states of the last pass inside their layers keep its graph with them, which no copy can hold
+    kept = [value for layer in actor.modules() for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    clone = copy.deepcopy(actor, {id(state): state.detach() for state in kept})
     if "critic" in clone.peft_config:
         clone.delete_adapter("critic")
     merged = clone.merge_and_unload(adapter_names=["actor"])

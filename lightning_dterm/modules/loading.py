@@ -122,8 +122,13 @@ def _remedy(error: Exception) -> str:
     return "Give actor.path a local folder written by save_pretrained, or a hub id that is reachable or cached."
 
 
-def _without_dropout(config: Any) -> Any:
-    """Dropout off for good: it would make the update's log-probabilities disagree with the rollout's."""
+def _unchanging(config: Any) -> Any:
+    """Off for good: dropout, by which the update's log-probabilities would not be the rollout's, and RWKV's rescaling.
+
+    That divides weights in place in evaluation mode, and they would be saved divided.
+    """
+    if hasattr(config, "rescale_every"):
+        config.rescale_every = 0
     for key, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "_drop"))):
             setattr(config, key, 0.0)
@@ -139,7 +144,7 @@ def load_causal_lm(config: ActorConfig) -> PreTrainedModel:
     folder = resolve_path(config.path)
     dtype = getattr(torch, config.dtype)
     try:
-        settings = _without_dropout(AutoConfig.from_pretrained(folder))
+        settings = _unchanging(AutoConfig.from_pretrained(folder))
         attention = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
         model = AutoModelForCausalLM.from_pretrained(folder, config=settings, dtype=dtype, **attention)
     except (OSError, ValueError, ImportError) as error:

@@ -107,6 +107,7 @@ class PPOModule(CodeModule):
         """Build actor, critic and reference once, and shard them under FSDP2.
 
         Raises:
+            ActorLoadError: If the actor cannot be loaded, or not be run (where weights are sharded: not there).
             ValueError: If the strategy asks for tensor parallelism.
         """
         if self.policy is not None:
@@ -115,7 +116,11 @@ class PPOModule(CodeModule):
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, "policy"))  # adapters start equal on every rank
             self.policy = ActorCritic(
-                self.actor_config, self.critic_config, self.lora, with_reference=self.kl.placement != "none"
+                self.actor_config,
+                self.critic_config,
+                self.lora,
+                with_reference=self.kl.placement != "none",
+                sharded=mesh is not None,
             )
         names = next((c.component_names for c in self.trainer.callbacks if hasattr(c, "component_names")), ())  # type: ignore[attr-defined]
         if names:

@@ -12,12 +12,12 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_dterm.callbacks.stop import stopped_by_signal
-from lightning_dterm.modules.agreement import check_agreement
+from lightning_dterm.modules.agreement import choose_route
 from lightning_dterm.modules.base import CodeModule
 from lightning_dterm.modules.config import GenerationConfig, check_at_least, check_positive
 from lightning_dterm.modules.distributed import all_gather, all_sum, world_size
 from lightning_dterm.modules.export import export_model
-from lightning_dterm.modules.head import logits_head
+from lightning_dterm.modules.forward import BATCHED, JoinedBatch
 from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
 from lightning_dterm.modules.sharding import as_forward, data_parallel_mesh, shard, unsharded, whole
 from lightning_dterm.rl.generation import Responses, generate
@@ -86,6 +86,7 @@ class SupervisedModule(CodeModule):
         self.cut_references = 0
         self.automatic_optimization = False
         self.model: PreTrainedModel | None = None
+        self.route = BATCHED
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -104,7 +105,7 @@ class SupervisedModule(CodeModule):
             return
         mesh = data_parallel_mesh(self)
         self.model = load_causal_lm(self.actor_config)
-        check_agreement(self.model)
+        self.route = choose_route(self.model, sharded=mesh is not None)
         if mesh is not None:
             shard(self.model, mesh)
 
@@ -114,7 +115,7 @@ class SupervisedModule(CodeModule):
 
     def _generate(self, *args: Any, **kwargs: Any) -> Responses:
         with unsharded(self.language_model, self.language_model):
-            return generate(self.language_model, *args, **kwargs)
+            return generate(self.language_model, *args, decoding=self.route.decoding, **kwargs)
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW, decaying matrices only."""
@@ -186,10 +187,10 @@ class SupervisedModule(CodeModule):
         return as_forward(self.language_model, self._loss_sum, ids, mask, weights)
 
     def _loss_sum(self, ids: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-        trunk: Any = self.language_model.base_model
-        hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
-        picked = weights[:, 1:] > 0
-        logprobs, _ = token_logprobs(logits_head(self.language_model), hidden[picked], ids[:, 1:][picked])
+        picked, labels = weights[:, 1:] > 0, ids[:, 1:]
+        batch = JoinedBatch(ids, mask, mask.cumsum(-1) - 1, 1, picked, labels.shape[1])
+        source, head = self.route.predict(self.language_model, batch)
+        logprobs, _ = token_logprobs(head, source, labels[picked])
         return -(logprobs * weights[:, 1:][picked]).sum()
 
     def training_step(self, batch: list[CodeTask], batch_idx: int) -> None:

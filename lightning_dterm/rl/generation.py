@@ -99,8 +99,9 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     processor: Processor | None = None,
+    decoding: Callable[[Tensor, Tensor, int], Decoding | RowDecoding] | None = None,
 ) -> Responses:
-    """Continue left-padded prompts with a key-value cache; rows that have ended leave the batch.
+    """Continue left-padded prompts, by default with a key-value cache; rows that have ended leave the batch.
 
     Args:
         model: A transformers causal language model.
@@ -113,6 +114,7 @@ def generate(
         top_p: Nucleus mass.
         processor: Changes the logits before each draw, called as by transformers: with all B rows in their places, what
             each has written so far ``[B, P + t]``, and zeros as the logits of rows that have left the batch.
+        decoding: How the model gives the next token's logits; None is :class:`Decoding`.
 
     Raises:
         ValueError: If a prompt is empty or not padded on the left, or ``temperature`` or ``top_p`` is out of range.
@@ -125,7 +127,7 @@ def generate(
     if uniforms.numel() == 0:
         return blank
     ends = torch.tensor(list(eos_ids), dtype=torch.long, device=uniforms.device)
-    running = Decoding(prompt_ids, prompt_mask, uniforms.shape[1])
+    running = (decoding or Decoding)(prompt_ids, prompt_mask, uniforms.shape[1])
     _decode(model, running, blank, _Sampler(prompt_ids, uniforms, temperature, top_p, processor), ends)
     # rows kept in the batch after their end produced tokens that are not theirs
     return _cut_after_end(blank.ids, blank.mask, ends, pad_id, blank.finished)
@@ -156,7 +158,9 @@ class _Sampler(NamedTuple):
         return draw(logits, self.uniforms[rows, written.shape[1]], self.temperature, self.top_p)
 
 
-def _decode(model: nn.Module, running: Decoding, responses: Responses, sampler: _Sampler, ends: Tensor) -> None:
+def _decode(
+    model: nn.Module, running: Decoding | RowDecoding, responses: Responses, sampler: _Sampler, ends: Tensor
+) -> None:
     """Fill ``responses`` column by column until every row has ended or the last column is reached."""
     ids, mask, finished = responses.ids, responses.mask, responses.finished
     for step in range(ids.shape[1]):
@@ -223,6 +227,26 @@ class Decoding:
                 _select(cache, keep)
             self.rows, self._tokens = self.rows[keep], self._tokens[keep]
             self._attention, self._position = self._attention[keep], self._position[keep]
+
+
+class RowDecoding:
+    """As :class:`Decoding`, for models without a cache: every token takes the row's whole text again, each row alone.
+
+    Nothing is padded; the time grows with the square of the length.
+    """
+
+    def __init__(self, prompt_ids: Tensor, prompt_mask: Tensor, limit: int) -> None:
+        self.rows = torch.arange(len(prompt_ids), device=prompt_ids.device)
+        self._texts = [ids[mask.bool()] for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
+
+    def next_logits(self, model: nn.Module) -> Tensor:
+        """``[b, V]`` logits of the next token."""
+        return torch.cat([model(input_ids=text[None], use_cache=False).logits[:, -1] for text in self._texts])
+
+    def append(self, chosen: Tensor, keep: Tensor) -> None:
+        """Go on with ``chosen`` ``[b]`` in the rows ``keep``, which have not ended."""
+        self._texts = [torch.cat([self._texts[row], chosen[row : row + 1]]) for row in keep.tolist()]
+        self.rows = self.rows[keep]
 
 
 def _select(cache: Cache, rows: Tensor) -> None:
