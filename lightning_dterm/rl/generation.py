@@ -232,7 +232,7 @@ class Decoding:
 class RowDecoding:
     """As :class:`Decoding`, for models without a cache: every token takes the row's whole text again, each row alone.
 
-    Nothing is padded; the time grows with the square of the length.
+    Nothing is padded; the time grows with the square of the length. Nothing is prepared for ``limit`` tokens.
     """
 
     def __init__(self, prompt_ids: Tensor, prompt_mask: Tensor, limit: int) -> None:
