@@ -149,6 +149,16 @@ def test_a_job_that_cannot_be_judged_is_infra_and_its_neighbours_are_judged(sand
         sandbox.run("def f(x): return x\n", "f", calls[1].tests)
 
 
+def test_a_second_look_at_values_is_no_choice_of_how_to_count(sandbox: Sandbox) -> None:
+    """Twenty calls in a loop are one assertion: who is right on one of 21 calls must not get a half for it."""
+    test = "def check(candidate):\n    for i in range(20):\n        assert candidate(i) == i * i\n"
+    test += "    assert candidate(0) == 0\n"
+    suite = convert([TestSource(test, "f")], sandbox, 1)[0]
+    programs = ["def f(x): return 0\n", "def f(x): return 0 if x == 0 else object()\n"]
+    shares = [one.result.share_passed(visible=True) for one in run_suites(sandbox, [(p, suite) for p in programs])]
+    assert shares == [2 / 21, 2 / 21]
+
+
 class Whole(int):
     """A number that is no plain data."""
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dterm.sandbox import Job, Limits, Sandbox
+from lightning_dterm.sandbox import Job, Limits, Sandbox, meter_regex
 from lightning_dterm.sandbox.meter import Meter, Unmetered
+from lightning_dterm.sandbox.meter_regex import Uncounted
 from lightning_dterm.sandbox.wire import MAX_COST
 from lightning_dterm.types import CallTest
 
@@ -362,6 +364,128 @@ def test_charging_functions_passed_on_changes_no_value(expression: str) -> None:
     exec(HEADER + expression + "\n", space)
     xs = [3, 1, 2, 1, 3, 5]
     assert measure(HEADER + expression + "\n", xs)[0] == space["f"](xs)
+
+
+PLACES = {  # quadratic work in C, in places where nothing in the program's text says how much there is
+    "values of a dict": "sum(x in d.values() for x in xs)",
+    "an array": "sum(map(array.array('q', xs).count, xs))",
+    "yield from": "sum(sum(pour(xs)) for _ in xs)",
+    "tee": "sum(sum(itertools.tee(xs)[0]) for _ in xs)",
+    "a keyword": "sum(statistics.fmean(data=xs) for _ in xs)",
+    "a merge": "sum(len({**d}) for _ in xs)",
+    "disjoint sets": "sum(len(set(xs) & others) for _ in xs)",
+    "difference": "sum(len(others - others) for _ in xs)",
+    "counters": "sum(len(counted & counted) for _ in xs)",
+    "nested comparison": "sum(rows == more for _ in xs)",
+    "text of a list": "sum(len(f'{xs}') for _ in xs)",
+    "text by %": "sum(len('%s' % (xs,)) for _ in xs)",
+    "unpacking": "sum(last(xs) for _ in xs)",
+    "a regular expression": "len(re.findall('a+b', 'a' * len(xs)))",
+    "a compiled expression": "len(re.compile('a+b').findall('a' * len(xs)))",
+    "a method of an expression": "len(list(map(re.compile('a+b').search, ['a' * len(xs)])))",
+    "a float in a range": "sum(0.5 in range(len(xs)) for _ in xs)",
+    "a hash": "sum(hash(long) > 0 for _ in xs)",
+}
+PLACES_HEADER = """
+import array, collections, itertools, re, statistics
+def pour(xs): yield from iter(xs)
+def last(xs):
+    *_, x = xs
+    return x
+def f(xs):
+    d, others = {x: x for x in xs}, {-1 - x for x in xs}
+    counted, long = collections.Counter(xs), tuple(xs)
+    rows, more = [[x] for x in xs], [[x] for x in xs]
+    return """
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_work_in_c_is_charged_wherever_it_hides(name: str) -> None:
+    low, high = (measure(PLACES_HEADER + PLACES[name] + "\n", list(range(n)))[1] for n in (60, 480))
+    assert 12 <= high / low <= 80  # 64 for eight times the size, less what is linear
+
+
+NUMBERS = {
+    "product": "n * n", "divmod": "divmod(n * n, n)[0]", "root": "math.isqrt(n)", "gcd": "math.gcd(n, n // 3 + 1)",
+    "subclass": "Whole(n) * Whole(n)", "in place": "square([n])", "attribute": "square_of(Box(), n)",
+    "products": "math.prod([n, n])", "method": "n.__mul__(n)",
+    "power": "int.__pow__(3, n & 255, n)", "Decimal": "decimal.Decimal(n) * decimal.Decimal(n)",
+    "Fraction": "fractions.Fraction(n, n + 1) + 1",
+}  # fmt: skip
+NUMBERS_HEADER = """
+import decimal, fractions, math
+class Whole(int): pass
+class Box: pass
+def square(box):
+    box[0] *= box[0]
+    return box[0]
+def square_of(box, n):
+    box.n = n
+    box.n *= box.n
+    return box.n
+def f(bits):
+    n = (1 << bits) - 12345
+    return """
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_long_numbers_are_charged_by_their_length(name: str) -> None:
+    low, high = (measure(NUMBERS_HEADER + NUMBERS[name] + " and 0\n", bits)[1] for bits in (8_000, 64_000))
+    assert high > 8 * low  # superlinear for eight times the length
+    assert high > 5_000
+
+
+def test_decimals_are_charged_by_their_precision() -> None:
+    program = "from decimal import *\ndef f(p, n):\n    with localcontext() as c:\n        c.prec = p\n        return Decimal(n).{}() > 0\n"
+    for method in ("sqrt", "exp", "ln"):
+        costs_ = [measure(program.format(method), precision, 2)[1] for precision in (28, 280, 2800)]
+        assert costs_[2] > 20 * costs_[1] > 20 * costs_[0]
+
+
+def test_backtracking_is_charged_step_by_step() -> None:
+    program = "import re\ndef f(n):\n    return re.match('(a+)+$', 'a' * n + 'b')\n"
+    costs_ = [measure(program, n)[1] for n in (4, 8, 12)]
+    assert costs_[2] > 10 * costs_[1] > 60 * costs_[0] / 10
+    plain = "import re\ndef f(n):\n    return len(re.findall(r'\\w+', 'word ' * n))\n"
+    assert 3 <= measure(plain, 400)[1] / measure(plain, 100)[1] <= 4.1
+
+
+PATTERNS = [
+    r"a+b", r"(a|ab)(c|bcd)(d*)", r"(a+)+$", r"(?:ab)*?c", r"(\w)\1", r"^a.*b$", r"\bab\b", r"(?=a)(a|b)*", r"(?<=a)b",
+    r"(?!b).", r"[^ab]+", r"(?i)A+", r"(a*)*b", r"(?:a|b){2,3}c?", r"(a)?(?(1)b|c)", r"(?P<x>a+?)b(?P=x)", r"(?s).+",
+    r"(a*?)*c", r"((a|b)*)c\2", r"x*", r"(?m)^b",
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(PATTERNS), st.text("abcd \n", max_size=10))
+def test_the_counting_matcher_finds_what_re_finds(source: str, text: str) -> None:
+    pattern = re.compile(source)
+    for method in ("match", "fullmatch"):
+        search = meter_regex._Search(text, len(text), lambda units: None)
+        found = getattr(pattern, method)(text)
+        assert meter_regex._matcher(pattern, method == "fullmatch")(search, 0) == (found.end() if found else -1)
+
+
+EVASIONS = [
+    "class A:\n    __getitem__ = [1].index\n", "class A(list):\n    __getitem__ = list.count\n",
+    "import functools\nclass A:\n    __add__ = functools.partial(max)\n", "class A:\n    __contains__ = sum\n",
+    "import statistics\nclass A:\n    __call__ = statistics.mean\n", "from collections import UserList\n",
+    "import re\nre.compile('a').scanner('a')\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", EVASIONS)
+def test_work_that_could_not_be_charged_is_refused(program: str) -> None:
+    code, space = Meter(10**9, lambda cost: None).prepare(program, "<test>")
+    with pytest.raises((Unmetered, Uncounted, ImportError)):
+        exec(code, space)
+
+
+def test_a_number_cannot_set_the_counter_back() -> None:
+    program = "class Evil(int):\n    def bit_length(self): return -500\ndef f(n):\n    t = 0\n    for i in range(n):\n        t += i * 1 + 0\n    {}\n    return n\n"
+    honest, evil = (measure(program.format(line), 100)[1] for line in ("pow(2, 3, 7)", "pow(2, Evil(3), Evil(7))"))
+    assert evil >= honest
 
 
 def test_a_counter_set_back_reads_as_the_cap() -> None:

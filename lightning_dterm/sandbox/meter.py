@@ -13,7 +13,10 @@ of the standard library that is not on a list (``meter_names``). Its counter has
 code, and a second counter in C tells if the first was set back. The kernel's CPU time bounds what is left, see
 ``slot``. What cannot be metered has no cost.
 
-Limits: backtracking inside one regular-expression match, and collisions of hashes, are charged too little.
+Regular expressions are charged by their steps, which a matcher of ours counts (``meter_regex``), and numbers of any
+length by their lengths (``meter_numbers``).
+
+Limits: collisions of hashes are charged too little.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import dataclasses
 import enum
 import functools
 import itertools
+import math
 import operator
 import sys
 import types
@@ -31,18 +35,22 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from lightning_dterm.sandbox import meter_regex
 from lightning_dterm.sandbox.meter_names import BUILTINS, IMPORTABLE, public_copy
+from lightning_dterm.sandbox.meter_numbers import WIDE
+from lightning_dterm.sandbox.meter_regex import REGEX, regex_call
 from lightning_dterm.sandbox.meter_rules import (
     C_CALLABLES,
     COMPARE_WITH,
-    GROWING,
     HIGHER,
     KEEPERS,
     OPERATE,
     charge_for,
-    elements,
-    integer_work,
+    comparison_work,
     name_of,
+    operation_work,
+    scan_work,
+    shown,
     size_of,
 )
 from lightning_dterm.sandbox.meter_source import Unmetered, check_name, instrument
@@ -62,6 +70,8 @@ def _counter(cap: int, stop: Callable[[int], Any]) -> tuple[Callable[[int], bool
 
     def tick(units: int) -> bool:
         nonlocal total
+        if type(units) is not int or units < 0:  # a number that a program could make to say what it likes
+            stop(cap)
         if units:
             total += units
             advance()
@@ -101,7 +111,8 @@ class Meter:
         """
         hooks = {
             "tick": self.tick, "call": self._call, "in": self._in, "binary": self._binary, "sized": self._sized,
-            "compare": self._compare, "refuse": _refuse,
+            "compare": self._compare, "refuse": _refuse, "shown": self._shown, "each": self._each, "item": _item,
+            "augment": self._augment, "decorate": self._decorate,
         }  # fmt: skip
         code = instrument(program, filename, hooks)
         module = sys.modules["program"] = types.ModuleType("program")  # dataclasses look their module up
@@ -135,16 +146,22 @@ class Meter:
         args = tuple(self._charged(arg, function, name) for arg in args)
         kwargs = {key: self._charged(arg, function, name) for key, arg in kwargs.items()}
         _check_class(function, name, args, kwargs)
-        if function is sum and args and type(args[1] if args[1:] else kwargs.get("start", 0)) not in _UNSUMMED:
-            return self._sum(*args, **kwargs)
-        before, after = charge_for(function, args)
+        if function is sum and args and _sums_slowly(args[0], args[1] if args[1:] else kwargs.get("start", 0)):
+            return self._sum("add", *args, **kwargs)
+        if function is math.prod and args:
+            return self._sum("mul", args[0], kwargs.get("start", 1))
+        if name in REGEX:
+            self._search(function, name, args, kwargs)
+        before, after = charge_for(function, (*args, *kwargs.values()))
         if before:
             self.tick(before)
         result = function(*args, **kwargs)
-        if type(result) in _FLAT:
+        if type(result) in _FLAT and type(result) is not int:
             return result
         if after:
-            self.tick(size_of(result))
+            self.tick(after * size_of(result))
+        if name == "tee" and type(result) is tuple:
+            return tuple(self._counted(copy, True) for copy in result)
         if hasattr(type(result), "__next__") and type(result) is not types.GeneratorType:
             return self._counted(result, type(result) in _PASSING)
         return result
@@ -160,40 +177,58 @@ class Meter:
             return value
         return _through(self._call, self.tick, value)
 
-    def _sum(self, items: Any, /, start: Any = 0) -> Any:
+    def _sum(self, operator: str, items: Any, /, start: Any = 0) -> Any:
         for item in items:
             self.tick(1)
-            start = self._binary("add", start, item)
+            start = self._binary(operator, start, item)
         return start
+
+    def _search(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count what a regular expression does with its text."""
+        found = regex_call(function, name, args, kwargs)
+        if found is not None:
+            meter_regex.charge(*found, self.tick)
 
     def _counted(self, iterator: Iterator[Any], passes: bool) -> Iterator[Any]:
         """An iterator of C code (``map``, ``zip``...), each of whose items is charged, by size if it makes them."""
         for item in iterator:
-            self.tick(2 if passes or type(item) in _FLAT else 2 + size_of(item))
+            self.tick(2 if passes else 2 + size_of(item))
             yield item
 
+    def _each(self, value: Any) -> Any:
+        """What ``yield from`` goes through: iterators of C charge for their items, generators for themselves."""
+        iterator = iter(value)
+        return iterator if hasattr(type(iterator), "send") else self._counted(iterator, True)
+
     def _in(self, item: Any, container: Any) -> bool:
-        if issubclass(type(container), (list, tuple, str, bytes, bytearray, deque)):
-            self.tick(1 + elements(container) // 4)
+        self.tick(scan_work(container, item))
         return item in container
 
     def _compare(self, operator: str, left: Any, right: Any) -> Any:
-        if type(left) not in _FLAT and type(right) not in _FLAT:
-            self.tick(min(size_of(left), size_of(right)))
+        self.tick(comparison_work(left, right))
         return COMPARE_WITH[operator](left, right)
 
     def _binary(self, operator: str, left: Any, right: Any) -> Any:
-        if operator in GROWING and type(left) is int and type(right) is int:
-            self.tick(integer_work(operator, left, right))
-            return OPERATE[operator](left, right)
+        self.tick(operation_work(operator, left, right))
         result = OPERATE[operator](left, right)
         if type(result) not in _FLAT:
-            in_place = operator == "iadd" and result is left
-            text = operator in ("iadd", "add") and type(result) is str  # CPython appends in place
-            self.tick(size_of(right if in_place or text else result))
-        elif type(left) is int and left.bit_length() > 128:
-            self.tick(size_of(left))
+            if operator in _UPDATES and result is left:
+                self.tick(size_of(right) if operator == "iadd" else 0)
+            else:
+                text = operator in ("iadd", "add") and type(result) is str  # CPython appends in place
+                self.tick(size_of(right if text else result))
         return result
+
+    def _augment(self, operator: str, item: tuple[Any, Any, Any], right: Any) -> None:
+        container, index, left = item
+        container[index] = self._binary(operator, left, right)
+
+    def _shown(self, value: Any) -> Any:
+        self.tick(shown(value))
+        return value
+
+    def _decorate(self, decorator: Any) -> Any:
+        return decorator if self._own(decorator) else _through(self._call, self.tick, decorator)
 
     def _sized(self, value: Any) -> Any:
         self.tick(size_of(value))
@@ -238,7 +273,26 @@ _PASSING: tuple[type[Any], ...] = (
 )  # fmt: skip
 """Iterators whose items were there before."""
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque, str, bytes)
-_UNSUMMED = (*_NUMBERS, str, bytes, bytearray)  # numbers are cheap, and texts are refused
+_TEXTS = (str, bytes, bytearray)
+_UPDATES = ("iadd", "isub", "ior", "iand", "ixor")
+
+
+def _item(container: Any, index: Any) -> tuple[Any, Any, Any]:
+    return container, index, container[index]
+
+
+def _sums_slowly(items: Any, start: Any) -> bool:
+    """Whether additions cost more than those of small numbers; texts are refused by ``sum`` itself."""
+    if type(start) in _TEXTS:
+        return False
+    if type(start) not in _NUMBERS:
+        return True
+    if type(items) not in (list, tuple):
+        return False
+    kinds = set(map(type, items))
+    if not kinds <= {*_NUMBERS}:
+        return True
+    return kinds == {int} and max(map(int.bit_length, items)) > WIDE
 
 
 def _through(call: Callable[..., Any], tick: Callable[[int], bool], function: Any) -> Callable[..., Any]:
@@ -270,7 +324,24 @@ def _check_class(function: Any, name: str, args: tuple[Any, ...], kwargs: dict[s
 def _build_class(function: Any, name: str, /, *bases: Any, **options: Any) -> Any:
     if any(map(_is_meta, bases)) or options.get("metaclass", type) not in (type, abc.ABCMeta):
         raise Unmetered("a metaclass cannot be metered")
-    return builtins.__build_class__(function, name, *bases, **options)
+    made = builtins.__build_class__(function, name, *bases, **options)
+    for name, value in type.__dict__["__dict__"].__get__(made).items() if isinstance(made, type) else ():
+        if name.startswith("__") and name not in ("__class__", "__doc__") and _hides_work(name, value):
+            raise Unmetered(f"{name!r} that is no function of the program's cannot be metered")
+    return made
+
+
+def _hides_work(name: str, value: Any) -> bool:
+    """Whether a special method is some function that Python itself would call, past the meter."""
+    if type(value) in C_CALLABLES or type(value) in _CALLERS:
+        return getattr(value, "__name__", "") != name
+    if type(value) is types.FunctionType and value.__globals__.get("__name__") in _LIBRARIES:
+        return True
+    return type(value) is type
+
+
+_CALLERS = (functools.partial, types.MethodType, type(functools.lru_cache(len)))
+_LIBRARIES = frozenset({"statistics", "heapq", "random", "copy", "textwrap", "re", "json", "string"})
 
 
 def _dataclass(cls: Any = None, /, **options: Any) -> Any:

@@ -20,7 +20,7 @@ IMPORTABLE: dict[str, frozenset[str]] = {
     "bisect": _ANY,
     "abc": _words("ABC ABCMeta abstractmethod abstractproperty abstractclassmethod abstractstaticmethod"),
     "array": _words("array typecodes"),
-    "collections": _words("Counter OrderedDict defaultdict deque namedtuple ChainMap UserDict UserList UserString"),
+    "collections": _words("Counter OrderedDict defaultdict deque namedtuple"),
     "copy": _words("copy deepcopy"),
     "dataclasses": _words("dataclass field fields is_dataclass InitVar KW_ONLY MISSING FrozenInstanceError"),
     "datetime": _words("date datetime time timedelta timezone tzinfo MINYEAR MAXYEAR UTC"),
@@ -65,7 +65,7 @@ IMPORTABLE: dict[str, frozenset[str]] = {
     "textwrap": _words("dedent fill indent shorten wrap"),
     "time": _words("time time_ns perf_counter perf_counter_ns monotonic monotonic_ns process_time sleep strftime"),
     "typing": _words("""
-        Any AnyStr Annotated AsyncGenerator AsyncIterable AsyncIterator Awaitable BinaryIO ByteString Callable ChainMap
+        Any AnyStr Annotated AsyncGenerator AsyncIterable AsyncIterator Awaitable BinaryIO ByteString Callable
         ClassVar Collection Concatenate Container Coroutine Counter DefaultDict Deque Dict Final FrozenSet Generator
         Generic Hashable IO ItemsView Iterable Iterator KeysView List Literal LiteralString Mapping MappingView Match
         MutableMapping MutableSequence MutableSet NamedTuple Never NewType NoReturn Optional OrderedDict ParamSpec

@@ -8,9 +8,16 @@ memory is only moved, 64 characters of text.
 from __future__ import annotations
 
 import operator
+import re
 import types
-from collections import deque
+from array import array
+from collections import Counter, deque
+from decimal import Context, Decimal
+from fractions import Fraction
 from typing import Any
+
+from lightning_dterm.sandbox.meter_numbers import GROWING, exact_work, integer_work, linear, squared, words
+from lightning_dterm.sandbox.meter_regex import Uncounted
 
 
 def _words(text: str) -> frozenset[str]:
@@ -18,10 +25,12 @@ def _words(text: str) -> frozenset[str]:
 
 
 _SCAN, _COPY, _MOVE, _TEXT, _BITS = 4, 16, 128, 64, 1024
+_LIBRARY = 16  # a call of a function that the standard library has in Python, and a turn of a loop of its own
+_COPIES = 32  # copying one thing deeply, likewise
 
 CONSTANT_FUNCTIONS = _words("""
-    len isinstance issubclass ord chr callable id iter next range enumerate zip map filter reversed print type
-    getattr setattr hasattr delattr abs hash object staticmethod classmethod property super bool float complex
+    len isinstance issubclass ord chr callable id iter next range enumerate zip map filter reversed type
+    getattr setattr hasattr delattr abs object staticmethod classmethod property super bool float complex
     bin hex oct partial lru_cache cache wraps count repeat cycle chain islice accumulate groupby permutations
     combinations product combinations_with_replacement starmap takewhile dropwhile filterfalse zip_longest
     pairwise tee compress itemgetter namedtuple defaultdict random randint choice seed time perf_counter sqrt
@@ -34,13 +43,11 @@ _CONSTANT_METHODS = _words("""
     __getitem__ __setitem__ __delitem__ __len__ __iter__ __next__ __hash__ __bool__
 """)
 _DEEP = _words("""
-    deepcopy str repr format dumps loads dump load pprint pformat asdict astuple sorted_json
+    deepcopy str repr format dumps print hash ascii
 """)
 _LOGARITHMIC = _words("""
     heappush heappop heapreplace heappushpop bisect bisect_left bisect_right insort insort_left insort_right
 """)
-GROWING = frozenset({"mul", "imul", "pow", "ipow", "lshift", "ilshift", "mod", "imod", "floordiv", "ifloordiv"})
-"""Operators whose work on large integers grows faster than their operands."""
 OPERATE: dict[str, Any] = {
     name: getattr(operator, name)
     for plain in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "xor", "matmul"]
@@ -57,24 +64,15 @@ def size_of(value: Any) -> int:
         return int.bit_length(value) // _BITS
     if issubclass(kind, (str, bytes, bytearray)):
         return elements(value) // _TEXT
-    if issubclass(kind, (list, tuple, deque)):
+    if issubclass(kind, (list, tuple, deque, array)):
         return elements(value) // _COPY
+    if issubclass(kind, Decimal):
+        return words(value) // _COPY
     return elements(value) // _SCAN if issubclass(kind, (set, frozenset, dict)) else 0
 
 
-def integer_work(name: str, left: int, right: int) -> int:
-    """Units of an operation on two integers: schoolbook multiplication and what builds on it."""
-    bits, other = left.bit_length(), right.bit_length()
-    if name in ("pow", "ipow") and right > 0:
-        total = bits * min(right, 1 << 24)
-        return total * total // (_BITS * 4096)
-    if name in ("lshift", "ilshift"):
-        return (bits + max(right, 0)) // _BITS
-    return bits * other // (_BITS * 64)
-
-
 _SIZED: tuple[Any, ...] = (
-    list, tuple, set, frozenset, dict, str, bytes, bytearray, range, deque,
+    list, tuple, set, frozenset, dict, str, bytes, bytearray, range, deque, array,
     type({}.keys()), type({}.values()), type({}.items()),
 )  # fmt: skip
 
@@ -90,9 +88,81 @@ def elements(value: Any) -> int:
     return 0
 
 
-_BOUND = (types.BuiltinMethodType, types.MethodType, types.MethodWrapperType)
+_SCALARS = frozenset({int, float, bool, complex, str, bytes, type(None)})
+_FLAT_TYPES = (int, float, bool, complex, str, bytes, type(None), Decimal, Fraction)
+_SET_LIKE: tuple[Any, ...] = (set, frozenset, dict, type({}.keys()), type({}.items()))
+_EXACT = (Decimal, Fraction)
+
+
+def reach(value: Any) -> int:
+    """Scalars that a comparison of a container may come to, nested ones included."""
+    kind = type(value)
+    if issubclass(kind, (list, tuple, set, frozenset, deque)):
+        return elements(value) if _SCALARS.issuperset(map(type, value)) else deep(value)
+    return deep(value) if issubclass(kind, dict) else elements(value)
+
+
+def scan_work(container: Any, item: Any) -> int:
+    """Units of comparing an item with all that a container holds; of looking it up in one with hashes."""
+    kind = type(container)
+    if issubclass(kind, _SET_LIKE):
+        return deep(item) // _SCAN if issubclass(type(item), (tuple, frozenset)) else 0
+    if issubclass(kind, range) and type(item) in (int, bool):
+        return 0
+    return 1 + (elements(container) if issubclass(type(item), _FLAT_TYPES) else reach(container)) // _SCAN
+
+
+def operation_work(name: str, left: Any, right: Any) -> int:
+    """Units of an operator beyond the size of its result."""
+    kind, other = type(left), type(right)
+    if issubclass(kind, int):
+        if issubclass(other, int):
+            return integer_work(name, left, right)
+        return exact_work(name, left, right) if issubclass(other, _EXACT) else 0
+    if kind is float or kind is complex:
+        return 0
+    if issubclass(kind, _EXACT) or issubclass(other, _EXACT):
+        return exact_work(name, left, right)
+    if issubclass(kind, _SET_LIKE):
+        return _set_work(name, left, right)
+    return shown(right) if name in ("mod", "imod") and issubclass(kind, (str, bytes, bytearray)) else 0
+
+
+def _set_work(name: str, left: Any, right: Any) -> int:
+    mine, others = elements(left), elements(right)
+    if issubclass(type(left), Counter):
+        return mine + others  # written in Python
+    if name in ("and_", "iand"):
+        return (min(mine, others) if issubclass(type(right), _SET_LIKE) else mine + others) // _SCAN
+    return {"sub": mine, "isub": others, "xor": mine + others, "ixor": others, "ior": others}.get(name, 0) // _SCAN
+
+
+def comparison_work(left: Any, right: Any) -> int:
+    """Units of comparing two values."""
+    kind, other = type(left), type(right)
+    if issubclass(kind, int) and issubclass(other, int):
+        return min(int.bit_length(left), int.bit_length(right)) // _BITS
+    if issubclass(kind, _EXACT) or issubclass(other, _EXACT):
+        return exact_work("eq", left, right)
+    if kind in _SCALARS or other in _SCALARS:
+        return min(size_of(left), size_of(right))
+    return min(reach(left), reach(right)) // _SCAN
+
+
+def shown(value: Any) -> int:
+    """Units of turning a value into text."""
+    kind = type(value)
+    if issubclass(kind, (str, bytes, bytearray)):
+        return elements(value) // _TEXT
+    if issubclass(kind, int):
+        return squared(value)
+    return words(value) if issubclass(kind, Decimal) else deep(value)
+
+
+_DEFINED = type(re.compile("").search)  # "builtin_method", which types does not name; BuiltinMethodType before 3.11
+_BOUND = (types.BuiltinMethodType, _DEFINED, types.MethodType, types.MethodWrapperType)
 _UNBOUND = (types.MethodDescriptorType, types.WrapperDescriptorType)
-C_CALLABLES = (types.BuiltinMethodType, types.MethodWrapperType, *_UNBOUND, types.ClassMethodDescriptorType)
+C_CALLABLES = (types.BuiltinMethodType, _DEFINED, types.MethodWrapperType, *_UNBOUND, types.ClassMethodDescriptorType)
 """Types of functions written in C."""
 
 
@@ -110,61 +180,103 @@ def name_of(function: Any) -> str:
     return name if type(name) is str else ""
 
 
-def charge_for(function: Any, args: tuple[Any, ...]) -> tuple[int, bool]:
-    """Units to charge before a call of something that is not the program's own, and whether its result counts too."""
+def charge_for(function: Any, args: tuple[Any, ...]) -> tuple[int, int]:
+    """Units to charge before a call of something that is not the program's own, and how often its result's size."""
     name = name_of(function)
     owner = getattr(function, "__self__", None) if type(function) in _BOUND else None
     if owner is not None and not isinstance(owner, (types.ModuleType, type)):
-        return _method(owner, name, args)
+        units, results = _method(owner, name, args)
+        library = type(function) is types.MethodType
+        return (_LIBRARY * (units + 1), _LIBRARY * results) if library else (units, results)
     if type(function) in _UNBOUND and args:
         return _method(args[0], name, args[1:])
     if name in CONSTANT_FUNCTIONS:
-        return 0, False
+        return linear(*args), 0
     if isinstance(function, type) and function.__module__ == "program" and not issubclass(function, _SIZED[:-3]):
-        return 1, False  # its own __init__ counts for itself
-    first = args[0] if args else None
+        return 1, 0  # its own __init__ counts for itself
     if name in _LOGARITHMIC:
-        return elements(first).bit_length() + (elements(first) // _MOVE if name.startswith("insort") else 0), False
-    if name == "sorted":
-        return _sorting(elements(first)), True
+        n = max(map(elements, args), default=0)
+        return n.bit_length() + (n // _MOVE if name.startswith("insort") else 0), 0
+    if name in ("sorted", "min", "max"):
+        n = sum(map(reach, args))
+        return _sorting(n) if name == "sorted" else n // _SCAN, 1
     if name in _DEEP:
-        return _deep(first) // _SCAN + _digits(first), True
+        units = sum(map(deep if name in ("deepcopy", "dumps") else shown, args))
+        return units * (_COPIES if name == "deepcopy" else 1), 1
     if name in ("pow", "factorial", "comb", "perm") and all(isinstance(arg, int) for arg in args):
-        return _number_theory(name, args), True
-    if name == "int" and isinstance(first, str):
-        return len(first) ** 2 // 8192, True
+        return _number_theory(name, args), 1
+    if name == "int" and args and isinstance(args[0], (str, bytes)):
+        return len(args[0]) ** 2 // 8192, 1
     units = sum(elements(arg) // (_TEXT if isinstance(arg, (str, bytes)) else _SCAN) for arg in args)
-    return units * (4 if isinstance(function, types.FunctionType) else 1), True
+    units += squared(*args) if name not in ("sum", "len") else 0
+    if any(isinstance(arg, _EXACT) for arg in args):
+        units += exact_work(name, *(arg for arg in args if isinstance(arg, (*_EXACT, int))))
+    return _in_python(function, name, args, units)
 
 
-def _method(owner: Any, name: str, args: tuple[Any, ...]) -> tuple[int, bool]:
+def _in_python(function: Any, name: str, args: tuple[Any, ...], units: int) -> tuple[int, int]:
+    """A function of the standard library, or a class: what is written in Python takes longer."""
+    if isinstance(function, type) and issubclass(function, Fraction):
+        return units + _LIBRARY, _LIBRARY
+    if name == "loads":
+        return sum(map(elements, args)) // _COPY, 1
+    if not isinstance(function, types.FunctionType):
+        return units, 1
+    module = function.__globals__.get("__name__")
+    if module == "copy" and name == "copy":
+        return 0, 1
+    if module == "re":
+        return _LIBRARY + sum(map(elements, args[:1])) + units, 1
+    return (4 * units + 1, 1) if module in ("heapq", "statistics") else (_LIBRARY * (units + 1), _LIBRARY)
+
+
+def _method(owner: Any, name: str, args: tuple[Any, ...]) -> tuple[int, int]:
     n = elements(owner)
     plain = name.strip("_")
-    if plain in GROWING and type(owner) is int and len(args) == 1 and type(args[0]) is int:
-        return integer_work(plain, owner, args[0]), True
+    if isinstance(owner, int):
+        return _integer_method(owner, plain, args)
+    if isinstance(owner, (*_EXACT, Context)):
+        return exact_work(plain, owner, *(arg for arg in args if isinstance(arg, (*_EXACT, int, Context)))), 1
     if name in ("__getitem__", "__setitem__", "__len__", "__iter__"):
-        return 0, True
-    if name == "__contains__" and not isinstance(owner, (list, tuple, deque, str, bytes, bytearray)):
-        return 0, False
+        return 0, 1
+    if name == "__contains__" and issubclass(type(owner), _SET_LIKE):
+        return scan_work(owner, args[0]) if args else 0, 0
+    if name == "format" and isinstance(owner, str):
+        return n // _TEXT + sum(map(shown, args)), 1
+    if name in ("scanner", "__reduce__", "__reduce_ex__"):
+        raise Uncounted(f"{name!r} cannot be metered")
     read = sum(elements(arg) // (_TEXT if isinstance(arg, (str, bytes)) else _SCAN) for arg in args)
-    if isinstance(owner, (list, deque)):
-        if name == "sort":
-            return _sorting(n), False
-        if name in ("remove", "index", "count", "__contains__"):
-            return n // _SCAN, False
-        if name == "insert" or (name in ("pop", "__delitem__") and args):
-            return n // _MOVE, False
-        return (
-            0 if name in ("append", "pop", "popleft", "appendleft") else n // _COPY if name != "extend" else 0
-        ) + read, True
+    if isinstance(owner, (list, deque, tuple, array, range)):
+        return _sequence_method(owner, name, args, n, read)
     if name in _CONSTANT_METHODS or (name == "pop" and isinstance(owner, (dict, set))):
-        return 0, False
+        return 0, 0
     if isinstance(owner, (str, bytes, bytearray)):
-        return n // _TEXT + read, True
+        return n // _TEXT + read, 1
     if isinstance(owner, (set, frozenset, dict)):
         both = n if name not in ("update", "union", "intersection_update") else 0
-        return both // _SCAN + read, name not in ("update", "difference_update", "symmetric_difference_update")
-    return n // _SCAN + read, True
+        return both // _SCAN + read, int(name not in ("update", "difference_update", "symmetric_difference_update"))
+    return n // _SCAN + read + linear(*args), 1
+
+
+def _integer_method(owner: int, plain: str, args: tuple[Any, ...]) -> tuple[int, int]:
+    if args and isinstance(args[0], int):
+        if plain == "pow" and len(args) == 2:
+            return _number_theory("pow", (owner, *args)), 1
+        operator = plain if plain in GROWING or plain == "divmod" else plain[1:]
+        if operator in GROWING or operator == "divmod":
+            return max(integer_work(operator, owner, args[0]), integer_work(operator, args[0], owner)), 1
+    return squared(owner) if plain in ("str", "repr", "format") else linear(owner, *args), 1
+
+
+def _sequence_method(owner: Any, name: str, args: tuple[Any, ...], n: int, read: int) -> tuple[int, int]:
+    if name == "sort":
+        return _sorting(reach(owner)), 0
+    if name in ("remove", "index", "count", "__contains__"):
+        return scan_work(owner, args[0] if args else None), 0
+    if name == "insert" or (name in ("pop", "__delitem__") and args):
+        return n // _MOVE, 0
+    copied = 0 if name in ("append", "pop", "popleft", "appendleft", "extend") else n // _COPY
+    return copied + read, 1
 
 
 def _sorting(n: int) -> int:
@@ -172,32 +284,38 @@ def _sorting(n: int) -> int:
 
 
 def _number_theory(name: str, args: tuple[int, ...]) -> int:
-    first, second = args[0], args[1] if len(args) > 1 else 1
-    if name == "pow" and len(args) == 3:
-        bits = args[2].bit_length()
-        return second.bit_length() * (1 + bits * bits // (_BITS * 64)) // 2
+    numbers = [int.__int__(arg) for arg in args]
+    first, second = numbers[0], numbers[1] if len(numbers) > 1 else 1
+    if name == "pow" and len(numbers) == 3:
+        bits = numbers[2].bit_length()
+        return linear(first) + second.bit_length() * (1 + bits * bits // (_BITS * 64)) // 2
     if name == "pow":
         return integer_work("pow", first, second)
     steps = max(0, first if name == "factorial" else min(first, abs(second)))
     return steps // 4 + steps * steps // 4096
 
 
-def _digits(value: Any) -> int:
-    return value.bit_length() ** 2 // (_BITS * 128) if isinstance(value, int) else 0
-
-
-def _deep(value: Any) -> int:
-    """Scalars and containers in a value, nested ones included; stops at a million."""
+def deep(value: Any) -> int:
+    """Scalars and containers in a value, nested ones and the lengths of texts and numbers included; up to a million."""
     count, pending, seen = 0, [value], set()
     while pending and count < 1_000_000:
         item = pending.pop()
         count += 1
-        if isinstance(item, (str, bytes)):
+        kind = type(item)
+        if kind is float or item is None or (kind is int and -_LONG < item < _LONG):
+            continue
+        if issubclass(kind, (str, bytes)):
             count += len(item) // _COPY
-        elif isinstance(item, (list, tuple, set, frozenset, dict)) and id(item) not in seen:
+        elif issubclass(kind, int):
+            count += squared(item)
+        elif issubclass(kind, _NESTING) and id(item) not in seen:
             seen.add(id(item))
-            pending += [*item, *(item.values() if isinstance(item, dict) else ())]
+            pending += [*item, *(item.values() if issubclass(kind, dict) else ())]
     return count
+
+
+_LONG = 1 << 256  # integers below it cost nothing by their length
+_NESTING = (list, tuple, set, frozenset, dict, deque)
 
 
 HIGHER = _words("""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import os
 import types
 import warnings
@@ -11,8 +12,9 @@ from typing import Any, cast
 from lightning_dterm.sandbox.meter_names import DEFINABLE, NEVER, PUBLIC_DUNDERS, READABLE_NAMES
 
 # Names that end in underscores are not mangled inside classes.
-_TICK, _CALL, _IN, _BINARY, _SIZED, _COMPARE, _REFUSE = (
-    f"__m_{name}__" for name in ("tick", "call", "in", "binary", "sized", "compare", "refuse")
+_HOOKS = ("tick", "call", "in", "binary", "sized", "compare", "refuse", "shown", "each", "item", "augment", "decorate")
+_TICK, _CALL, _IN, _BINARY, _SIZED, _COMPARE, _REFUSE, _SHOWN, _EACH, _ITEM, _AUGMENT, _DECORATE = (
+    f"__m_{name}__" for name in _HOOKS
 )
 _OPERATORS: dict[type[ast.AST], str] = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv", ast.FloorDiv: "floordiv", ast.Mod: "mod",
@@ -137,6 +139,9 @@ class _Instrumenter(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                keyword.value = _sized(keyword.value)
         if isinstance(node.func, ast.Name) and node.func.id == "super":
             return node
         return ast.Call(_name(_CALL), [node.func, *node.args], node.keywords)
@@ -167,8 +172,43 @@ class _Instrumenter(ast.NodeTransformer):
             return ast.Assign(
                 [ast.Name(target, ast.Store())], _binary(_IN_PLACE[type(node.op)], _name(target), node.value)
             )
+        target, operator = node.target, _IN_PLACE[type(node.op)]
+        if isinstance(target, ast.Subscript) and not any(
+            isinstance(part, ast.Slice) for part in ast.walk(target.slice)
+        ):
+            # What is there is read before the other operand is computed, as in Python.
+            item = ast.Call(_name(_ITEM), [target.value, target.slice], [])
+            return ast.Expr(ast.Call(_name(_AUGMENT), [ast.Constant(operator), item, node.value], []))
+        if isinstance(target, ast.Attribute) and _is_path(target.value):
+            read = ast.Attribute(copy.deepcopy(target.value), target.attr, ast.Load())
+            return ast.Assign([target], _binary(operator, read, node.value))
         node.value = _sized(node.value)
         return node
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.op, ast.Not) and not isinstance(node.operand, ast.Constant):
+            node.operand = _sized(node.operand)
+        return node
+
+    def visit_YieldFrom(self, node: ast.YieldFrom) -> ast.AST:
+        self.generic_visit(node)
+        node.value = ast.Call(_name(_EACH), [node.value], [])
+        return node
+
+    def visit_Dict(self, node: ast.Dict) -> ast.AST:
+        self.generic_visit(node)
+        node.values = [
+            value if key is not None else _sized(value) for key, value in zip(node.keys, node.values, strict=True)
+        ]
+        return node
+
+    def _decorated(self, node: Any) -> ast.AST:
+        self.generic_visit(node)
+        node.decorator_list = [ast.Call(_name(_DECORATE), [one], []) for one in node.decorator_list]
+        return cast(ast.AST, node)
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _decorated
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         sliced = any(isinstance(part, ast.Slice) for part in ast.walk(node.slice))
@@ -177,7 +217,8 @@ class _Instrumenter(ast.NodeTransformer):
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         self.generic_visit(node)
-        if any(isinstance(t, ast.Subscript) and isinstance(t.slice, ast.Slice) for t in node.targets):
+        sliced = any(isinstance(t, ast.Subscript) and isinstance(t.slice, ast.Slice) for t in node.targets)
+        if sliced or any(isinstance(part, ast.Starred) for t in node.targets for part in ast.walk(t)):
             node.value = _sized(node.value)
         return node
 
@@ -195,10 +236,15 @@ class _Instrumenter(ast.NodeTransformer):
         return node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        for value in ast.walk(node):
-            if isinstance(value, ast.FormattedValue):
-                value.value = self.visit(value.value)
+        self._formatted(node)
         return _sized(node)
+
+    def _formatted(self, node: ast.JoinedStr) -> None:
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue):
+                part.value = ast.Call(_name(_SHOWN), [self.visit(part.value)], [])
+                if isinstance(part.format_spec, ast.JoinedStr):
+                    self._formatted(part.format_spec)
 
 
 def _words(node: ast.AST) -> list[str]:
@@ -209,6 +255,13 @@ def _words(node: ast.AST) -> list[str]:
 
 def _listed(node: Any) -> list[ast.stmt]:
     return node if isinstance(node, list) else [node]
+
+
+def _is_path(node: ast.expr) -> bool:
+    """Names and attributes of them: what can be read twice."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name)
 
 
 def _name(name: str) -> ast.expr:
@@ -275,7 +328,7 @@ def instrument(source: str, filename: str, hooks: dict[str, Any]) -> types.CodeT
     Args:
         source: The program.
         filename: Its name in tracebacks.
-        hooks: ``tick``, ``call``, ``in``, ``binary``, ``sized``, ``compare`` and ``refuse``.
+        hooks: One function for each of the names of :data:`_HOOKS`.
 
     Raises:
         Unmetered: it uses what cannot be metered.
