@@ -1,10 +1,9 @@
-"""The cost of programs: by hand, against complexity, alike on every run, and out of reach of the program."""
+"""The cost of programs: by hand, against complexity, alike on every run, in this process and in the sandbox."""
 
 # ruff: noqa: E501 - programs in a table read better on one line
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -14,20 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dterm.sandbox import Job, Limits, Sandbox, meter_regex
-from lightning_dterm.sandbox.meter import Meter, Unmetered
-from lightning_dterm.sandbox.meter_regex import Uncounted
+from lightning_dterm.sandbox import Job, Limits, Sandbox
 from lightning_dterm.sandbox.wire import MAX_COST
 from lightning_dterm.types import CallTest
-
-
-def measure(program: str, *args: Any, cap: int = 10**9, entry: str = "f") -> tuple[Any, int]:
-    """Value and cost of one call, in this process (programs of this file are ours)."""
-    meter = Meter(cap, lambda cost: (_ for _ in ()).throw(StopAsyncIteration(cost)))
-    code, space = meter.prepare(program, "<test>")
-    exec(code, space)
-    before = meter.cost
-    return space[entry](*args), meter.cost - before
+from tests.metering import measure
 
 
 @pytest.mark.parametrize(
@@ -242,6 +231,41 @@ def test_the_language_is_left_alone() -> None:
     assert cost > 100
 
 
+UPDATES = """
+class Box:
+    n = 1
+    _m = [1]
+    __k = 2
+    def more(self):
+        self.__k += 1
+        self._m += [self.__k]
+        return self._m
+log = []
+def say(x):
+    log.append(x)
+    return x
+def f(xs):
+    box, d = Box(), {"a": 1, "b": [0, 1], "c": 2}
+    box.n += 1
+    [box][say(0)].n *= say(7)
+    d["a"] -= say(3)
+    d["b"][say(0)] += say(2)
+    d["b"] += say([5])
+    del d["c"], d["b"][1:2]
+    xs[1:1] = xs[:2]
+    xs[say(0)] |= say(8)
+    for a, *b in [xs, "pq"]:
+        log.append((a, b))
+    return box.n, box.more(), [b for _, *b in [xs]], log, d, xs, 1 < say(2) <= say(2) < 3 < say(1) < say(9)
+"""
+
+
+def test_updates_in_place_are_those_of_the_language() -> None:
+    space: dict[str, Any] = {}
+    exec(UPDATES, space)
+    assert measure(UPDATES, [1, 2, 3])[0] == space["f"]([1, 2, 3])
+
+
 MATCH = (
     "def f(x):\n    match x:\n        case [a, *_] if a > 1:\n            return a\n        case {'k': v}:\n            return v\n"
     "        case _:\n            return None\n"
@@ -253,257 +277,6 @@ def test_pattern_matching(value: Any) -> None:
     space: dict[str, Any] = {}
     exec(MATCH, space)
     assert measure(MATCH, value)[0] == space["f"](value)
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import gc\n", "import os\n", "import sys, inspect\n", "from ctypes import *\n", "from . import x\n",
-        "def f(): return f.__globals__\n", "def f(): return ().__class__.__bases__[0].__subclasses__()\n",
-        "def f():\n    try: 1/0\n    except Exception as e: return e.__traceback__.tb_frame\n",
-        "def f(): return (x for x in ()).gi_frame\n", "x = __m_tick__\n", "__m_tick__ = print\n", "def f(): eval('1')\n",
-        "x = getattr(print, '__self__')\n", "x = globals()\n", "x = open\n", "import sys\nsys._getframe()\n",
-        "import sys\nsys.settrace(None)\n", "import operator\noperator.attrgetter('a')\n", "import random\nrandom._os\n",
-        "import typing\ntyping.sys\n", "class _A:\n    _os = 1\n    def g(s): s._os = 2\nimport random\nrandom._os.getpid()\n",
-        "import string\nstring.Formatter()\n", "x = 1 in [1] in [[1]]\n", "def f(x): return x.__code__\n",
-        "setattr(int, '__code__', 1)\n", "import importlib\n", "help()\n", "def __m_call__(*a): pass\n",
-        "def f(__m_tick__): pass\n", "class __m_tick__: pass\n", "import math as __m_tick__\n",
-        "import functools\nfunctools.singledispatch\n", "import functools\nfunctools.update_wrapper\n",
-        "import functools\nfunctools.wraps(print, ['__globals__'], [])\n", "import functools\nfunctools.wraps(print)(len)\n",
-        "import functools\nclass C: pass\nfunctools.wraps(print)(C())\n",
-        "from dataclasses import dataclass\n@dataclass\nclass C:\n    __annotations__ = {'x=print(1)': int}\n",
-        "from dataclasses import dataclass\ndataclass(type('C', (), {'__annotations__': {'x=print(1)': int}}))\n",
-        "from dataclasses import dataclass, field, fields\n@dataclass\nclass A:\n    x: int = 0\nfields(A)[0].name = 'y=print(1)'\n@dataclass\nclass B(A):\n    z: int = 0\n",
-        "from dataclasses import asdict\n", "from dataclasses import make_dataclass\n", "import typing\ntyping.get_type_hints\n",
-        "import inspect\n", "import pickle\n", "import enum\nenum.Enum('E', {'__match_args__': ('__globals__',)})\n",
-        "import enum\nenum.EnumMeta\n", "class M(type): pass\n", "class C(metaclass=lambda *a: 1): pass\n",
-        "list(map(type, ['C'], [()], [{}]))\n", "type.__call__(type, 'C', (), {})\n", "type.__call__.__get__(type)('C', (), {})\n",
-        "import abc\nabc.ABCMeta('C', (), {})\n", "class C:\n    def __reduce_ex__(self, p): return 1\n",
-        "class C:\n    def __getattribute__(self, n): return 1\n", "class C:\n    __match_args__ = ('__globals__',)\n",
-        "def f(x):\n    match f:\n        case object(__globals__=g): return g\n",
-        "class P:\n    gi_frame = 1\ndef f(x):\n    match (i for i in x):\n        case P(g): return g\n",
-        "class A: pass\na = A()\na.gi_frame = 1\n(i for i in ()).gi_frame\n", "class A: pass\na = A()\na.f_back = 1\n",
-        "class S(str):\n    def __str__(self): return 'real'\ngetattr(print, S('__self__'))\n",
-        "class A: pass\nimport statistics\nstatistics.mean.__name__ = 'len'\n", "import statistics\nsetattr(statistics.mean, '__name__', 'len')\n",
-        "import string\nstring.Template\n", "import operator\noperator.methodcaller('a')\n", "import copy\ncopy.copyreg\n",
-        "x = __builtins__\n", "class C:\n    import math as __annotations__\n", "import enum\nclass E:\n    def _convert_(self): pass\nenum.Enum._convert_\n",
-        "for __m_tick__ in (): pass\n", "def f():\n    global __m_tick__\n", "try: 1/0\nexcept Exception as __m_tick__: pass\n",
-    ],
-)  # fmt: skip
-def test_ways_around_the_meter_are_closed(program: str) -> None:
-    def load_and_call() -> None:
-        code, space = Meter(10**9, lambda cost: None).prepare(program + "\n", "<test>")
-        exec(code, space)
-        if "f" in space:
-            space["f"](*["x"] * space["f"].__code__.co_argcount)
-
-    with pytest.raises((Unmetered, NameError, AttributeError, ImportError)):
-        load_and_call()
-
-
-QUADRATIC_IN_C = {
-    "map": "sum(map(xs.count, xs))",
-    "map, unbound": "sum(map(list.count, [xs] * len(xs), xs))",
-    "map of a deque's": "sum(map(collections.deque(xs).count, xs))",
-    "sorted by key": "len(sorted(xs, key=xs.index))",
-    "max by key": "max(xs, key=xs.count)",
-    "sort by key": "list(xs).sort(key=xs.index)",
-    "sum of lists": "len(sum([[x] for x in xs], []))",
-    "sum of tuples": "len(sum(((x,) for x in xs), start=()))",
-    "reduce": "len(functools.reduce(operator.add, [[x] for x in xs]))",
-    "accumulate": "len(list(itertools.accumulate([[x] for x in xs]))[-1])",
-    "starmap": "sum(itertools.starmap(operator.countOf, ((xs, x) for x in xs)))",
-    "filter": "len(list(filter(xs.__contains__, xs)))",
-    "takewhile": "len(list(itertools.takewhile(xs.__contains__, reversed(xs))))",
-    "groupby": "len(list(itertools.groupby(xs, xs.index)))",
-    "partial": "sum(map(functools.partial(operator.countOf, xs), xs))",
-    "cache": "sum(map(functools.lru_cache(None)(xs.count), xs))",
-    "iter": "len(list(zip(xs, iter(functools.partial(xs.count, 1), -1))))",
-    "class": "len(list(map(set, [xs] * len(xs))))",
-    "library": "len(list(map(statistics.fmean, [xs] * len(xs))))",
-    "chain of comparisons": "sum(1 for x in xs if xs == ys == zs)",
-    "nested": "max([xs] * 2, key=lambda q: sum(map(q.count, q)))[0]",
-}
-LINEAR_IN_C = {
-    "map": "sum(map(abs, xs))",
-    "key": "sorted(xs, key=dict(zip(xs, xs)).get)",
-    "get item": "sum(map(xs.__getitem__, range(len(xs))))",
-    "operator": "sum(map(operator.getitem, itertools.repeat(xs), range(len(xs))))",
-    "set": "len(list(filter(set(xs).__contains__, xs)))",
-    "reduce": "functools.reduce(operator.add, xs)",
-    "itemgetter": "sorted(enumerate(xs), key=operator.itemgetter(1))",
-    "append": "list(map([].append, xs))",
-    "method": "[Box().first(xs) for x in xs]",
-    "chain of comparisons": "sum(1 for x in xs if 0 <= x < 3)",
-}
-HEADER = (
-    "import collections, functools, itertools, operator, statistics\nclass Box:\n    def first(self, xs): return xs[0]\n"
-    "def f(xs):\n    ys, zs = list(xs), list(xs)\n    return "
-)
-
-
-def _growth(expression: str) -> float:
-    costs = [measure(HEADER + expression + "\n", [i * 7919 % n for i in range(n)])[1] for n in (500, 500, 2000)]
-    assert costs[0] == costs[1]
-    return costs[2] / costs[0]
-
-
-@pytest.mark.parametrize("name", QUADRATIC_IN_C)
-def test_quadratic_work_of_functions_passed_on_counts_as_quadratic(name: str) -> None:
-    assert 10 <= _growth(QUADRATIC_IN_C[name]) <= 22
-
-
-@pytest.mark.parametrize("name", LINEAR_IN_C)
-def test_linear_work_of_functions_passed_on_stays_linear(name: str) -> None:
-    assert 3 <= _growth(LINEAR_IN_C[name]) <= 5.5
-
-
-@pytest.mark.parametrize("expression", [*QUADRATIC_IN_C.values(), *LINEAR_IN_C.values()])
-def test_charging_functions_passed_on_changes_no_value(expression: str) -> None:
-    space: dict[str, Any] = {}
-    exec(HEADER + expression + "\n", space)
-    xs = [3, 1, 2, 1, 3, 5]
-    assert measure(HEADER + expression + "\n", xs)[0] == space["f"](xs)
-
-
-PLACES = {  # quadratic work in C, in places where nothing in the program's text says how much there is
-    "values of a dict": "sum(x in d.values() for x in xs)",
-    "an array": "sum(map(array.array('q', xs).count, xs))",
-    "yield from": "sum(sum(pour(xs)) for _ in xs)",
-    "tee": "sum(sum(itertools.tee(xs)[0]) for _ in xs)",
-    "a keyword": "sum(statistics.fmean(data=xs) for _ in xs)",
-    "a merge": "sum(len({**d}) for _ in xs)",
-    "disjoint sets": "sum(len(set(xs) & others) for _ in xs)",
-    "difference": "sum(len(others - others) for _ in xs)",
-    "counters": "sum(len(counted & counted) for _ in xs)",
-    "nested comparison": "sum(rows == more for _ in xs)",
-    "text of a list": "sum(len(f'{xs}') for _ in xs)",
-    "text by %": "sum(len('%s' % (xs,)) for _ in xs)",
-    "unpacking": "sum(last(xs) for _ in xs)",
-    "a regular expression": "len(re.findall('a+b', 'a' * len(xs)))",
-    "a compiled expression": "len(re.compile('a+b').findall('a' * len(xs)))",
-    "a method of an expression": "len(list(map(re.compile('a+b').search, ['a' * len(xs)])))",
-    "a float in a range": "sum(0.5 in range(len(xs)) for _ in xs)",
-    "a hash": "sum(hash(long) > 0 for _ in xs)",
-}
-PLACES_HEADER = """
-import array, collections, itertools, re, statistics
-def pour(xs): yield from iter(xs)
-def last(xs):
-    *_, x = xs
-    return x
-def f(xs):
-    d, others = {x: x for x in xs}, {-1 - x for x in xs}
-    counted, long = collections.Counter(xs), tuple(xs)
-    rows, more = [[x] for x in xs], [[x] for x in xs]
-    return """
-
-
-@pytest.mark.parametrize("name", PLACES)
-def test_work_in_c_is_charged_wherever_it_hides(name: str) -> None:
-    low, high = (measure(PLACES_HEADER + PLACES[name] + "\n", list(range(n)))[1] for n in (60, 480))
-    assert 12 <= high / low <= 80  # 64 for eight times the size, less what is linear
-
-
-NUMBERS = {
-    "product": "n * n", "divmod": "divmod(n * n, n)[0]", "root": "math.isqrt(n)", "gcd": "math.gcd(n, n // 3 + 1)",
-    "subclass": "Whole(n) * Whole(n)", "in place": "square([n])", "attribute": "square_of(Box(), n)",
-    "products": "math.prod([n, n])", "method": "n.__mul__(n)",
-    "power": "int.__pow__(3, n & 255, n)", "Decimal": "decimal.Decimal(n) * decimal.Decimal(n)",
-    "Fraction": "fractions.Fraction(n, n + 1) + 1",
-}  # fmt: skip
-NUMBERS_HEADER = """
-import decimal, fractions, math
-class Whole(int): pass
-class Box: pass
-def square(box):
-    box[0] *= box[0]
-    return box[0]
-def square_of(box, n):
-    box.n = n
-    box.n *= box.n
-    return box.n
-def f(bits):
-    n = (1 << bits) - 12345
-    return """
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_long_numbers_are_charged_by_their_length(name: str) -> None:
-    low, high = (measure(NUMBERS_HEADER + NUMBERS[name] + " and 0\n", bits)[1] for bits in (8_000, 64_000))
-    assert high > 8 * low  # superlinear for eight times the length
-    assert high > 5_000
-
-
-def test_decimals_are_charged_by_their_precision() -> None:
-    program = "from decimal import *\ndef f(p, n):\n    with localcontext() as c:\n        c.prec = p\n        return Decimal(n).{}() > 0\n"
-    for method in ("sqrt", "exp", "ln"):
-        costs_ = [measure(program.format(method), precision, 2)[1] for precision in (28, 280, 2800)]
-        assert costs_[2] > 20 * costs_[1] > 20 * costs_[0]
-
-
-def test_backtracking_is_charged_step_by_step() -> None:
-    program = "import re\ndef f(n):\n    return re.match('(a+)+$', 'a' * n + 'b')\n"
-    costs_ = [measure(program, n)[1] for n in (4, 8, 12)]
-    assert costs_[2] > 10 * costs_[1] > 60 * costs_[0] / 10
-    plain = "import re\ndef f(n):\n    return len(re.findall(r'\\w+', 'word ' * n))\n"
-    assert 3 <= measure(plain, 400)[1] / measure(plain, 100)[1] <= 4.1
-
-
-PATTERNS = [
-    r"a+b", r"(a|ab)(c|bcd)(d*)", r"(a+)+$", r"(?:ab)*?c", r"(\w)\1", r"^a.*b$", r"\bab\b", r"(?=a)(a|b)*", r"(?<=a)b",
-    r"(?!b).", r"[^ab]+", r"(?i)A+", r"(a*)*b", r"(?:a|b){2,3}c?", r"(a)?(?(1)b|c)", r"(?P<x>a+?)b(?P=x)", r"(?s).+",
-    r"(a*?)*c", r"((a|b)*)c\2", r"x*", r"(?m)^b",
-]  # fmt: skip
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(PATTERNS), st.text("abcd \n", max_size=10))
-def test_the_counting_matcher_finds_what_re_finds(source: str, text: str) -> None:
-    pattern = re.compile(source)
-    for method in ("match", "fullmatch"):
-        search = meter_regex._Search(text, len(text), lambda units: None)
-        found = getattr(pattern, method)(text)
-        assert meter_regex._matcher(pattern, method == "fullmatch")(search, 0) == (found.end() if found else -1)
-
-
-EVASIONS = [
-    "class A:\n    __getitem__ = [1].index\n", "class A(list):\n    __getitem__ = list.count\n",
-    "import functools\nclass A:\n    __add__ = functools.partial(max)\n", "class A:\n    __contains__ = sum\n",
-    "import statistics\nclass A:\n    __call__ = statistics.mean\n", "from collections import UserList\n",
-    "import re\nre.compile('a').scanner('a')\n",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("program", EVASIONS)
-def test_work_that_could_not_be_charged_is_refused(program: str) -> None:
-    code, space = Meter(10**9, lambda cost: None).prepare(program, "<test>")
-    with pytest.raises((Unmetered, Uncounted, ImportError)):
-        exec(code, space)
-
-
-def test_a_number_cannot_set_the_counter_back() -> None:
-    program = "class Evil(int):\n    def bit_length(self): return -500\ndef f(n):\n    t = 0\n    for i in range(n):\n        t += i * 1 + 0\n    {}\n    return n\n"
-    honest, evil = (measure(program.format(line), 100)[1] for line in ("pow(2, 3, 7)", "pow(2, Evil(3), Evil(7))"))
-    assert evil >= honest
-
-
-def test_a_counter_set_back_reads_as_the_cap() -> None:
-    meter = Meter(10**6, lambda cost: None)
-    for _ in range(5):
-        meter.tick(3)
-    assert meter.cost == 15
-    cells = dict(zip(meter.tick.__code__.co_freevars, meter.tick.__closure__ or (), strict=True))
-    cells["total"].cell_contents = 0
-    assert meter.cost == 10**6
-
-
-def test_the_hooks_have_no_name_in_the_programs_namespaces() -> None:
-    meter = Meter(10**9, lambda cost: None)
-    code, space = meter.prepare("def f(x):\n    return [x + 1 for _ in 'ab']\n", "<test>")
-    exec(code, space)
-    values = [*space.values(), *space["__builtins__"].values()]
-    assert not any(value == meter.tick or getattr(value, "__func__", None) is Meter._call for value in values)
 
 
 @pytest.fixture(scope="module")
@@ -595,7 +368,11 @@ def test_a_program_that_goes_after_its_counter_has_no_low_cost(sandbox: Sandbox)
     forged, honest = costs(sandbox, FORGED_COST, "def f(n):\n    return sum(range(n))\n", tests=tests)
     assert honest is not None
     assert forged is None or forged >= honest
-    hidden_work = "import re\ndef f(n):\n    re.match('(a+)+$', 'a' * 23 + 'b')\n    return 499500\n"
+    backtracks = "import re\ndef f(n):\n    re.match('(a+)+$', 'a' * 16 + 'b')\n    return 499500\n"
+    assert costs(sandbox, backtracks, tests=tests)[0] > 2**15  # type: ignore[operator]
+    hidden_work = (
+        "KEY = (0,) * 200_000\nD = {KEY: 499500}\ndef f(n):\n    for _ in range(n): D[KEY]\n    return D[KEY]\n"
+    )
     assert costs(sandbox, hidden_work, tests=tests) == [None]  # more CPU time than the count can explain
     quits = "def f(n):\n    return 499500 if n == 1000 else 0\nimport os\n"
     assert costs(sandbox, quits, tests=tests) == [None]

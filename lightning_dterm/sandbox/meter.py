@@ -21,10 +21,7 @@ Limits: collisions of hashes are charged too little.
 
 from __future__ import annotations
 
-import abc
 import builtins
-import dataclasses
-import enum
 import functools
 import itertools
 import math
@@ -36,6 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from lightning_dterm.sandbox import meter_regex
+from lightning_dterm.sandbox.meter_classes import build_class, check_class, dataclass
 from lightning_dterm.sandbox.meter_names import BUILTINS, IMPORTABLE, public_copy
 from lightning_dterm.sandbox.meter_numbers import WIDE
 from lightning_dterm.sandbox.meter_regex import REGEX, regex_call
@@ -44,9 +42,11 @@ from lightning_dterm.sandbox.meter_rules import (
     COMPARE_WITH,
     HIGHER,
     KEEPERS,
+    MOVE,
     OPERATE,
     charge_for,
     comparison_work,
+    elements,
     name_of,
     operation_work,
     scan_work,
@@ -112,7 +112,8 @@ class Meter:
         hooks = {
             "tick": self.tick, "call": self._call, "in": self._in, "binary": self._binary, "sized": self._sized,
             "compare": self._compare, "refuse": _refuse, "shown": self._shown, "each": self._each, "item": _item,
-            "augment": self._augment, "decorate": self._decorate,
+            "field": _field, "augment": self._augment, "decorate": self._decorate, "chained": self._chained,
+            "moved": self._moved, "parts": self._parts,
         }  # fmt: skip
         code = instrument(program, filename, hooks)
         module = sys.modules["program"] = types.ModuleType("program")  # dataclasses look their module up
@@ -120,7 +121,7 @@ class Meter:
         self._space["__builtins__"] = {
             **{name: value for name, value in vars(builtins).items() if name in BUILTINS},
             "__import__": self._import, "getattr": _getattr, "hasattr": _hasattr, "setattr": _setattr,
-            "delattr": _delattr, "__build_class__": _build_class, "__name__": "builtins",
+            "delattr": _delattr, "__build_class__": build_class, "__name__": "builtins",
         }  # fmt: skip
         return code, self._space
 
@@ -143,9 +144,11 @@ class Meter:
             if function is operator.contains:
                 return self._in(args[1], args[0])
         name = name_of(function)
+        if len(args) > _MANY:  # each is looked at below
+            self.tick(len(args) // 4)
         args = tuple(self._charged(arg, function, name) for arg in args)
         kwargs = {key: self._charged(arg, function, name) for key, arg in kwargs.items()}
-        _check_class(function, name, args, kwargs)
+        check_class(function, name, args, kwargs)
         if function is sum and args and _sums_slowly(args[0], args[1] if args[1:] else kwargs.get("start", 0)):
             return self._sum("add", *args, **kwargs)
         if function is math.prod and args:
@@ -219,9 +222,25 @@ class Meter:
                 self.tick(size_of(right if text else result))
         return result
 
-    def _augment(self, operator: str, item: tuple[Any, Any, Any], right: Any) -> None:
-        container, index, left = item
-        container[index] = self._binary(operator, left, right)
+    def _augment(self, operator: str, item: tuple[Callable[..., None], Any, Any, Any], right: Any) -> None:
+        store, owner, key, left = item
+        store(owner, key, self._binary(operator, left, right))
+
+    def _chained(self, value: Any) -> Any:
+        """An operand inside a chain of comparisons: what it is compared with is not looked at further than it goes."""
+        self.tick(comparison_work(value, value))
+        return value
+
+    def _moved(self, value: Any) -> Any:
+        """A container in which a slice is replaced: what follows may have to move."""
+        self.tick(elements(value) // MOVE)
+        return value
+
+    def _parts(self, values: Any) -> Iterator[Any]:
+        """Values each of which is taken apart into new lists."""
+        for value in values:
+            self.tick(size_of(value))
+            yield value
 
     def _shown(self, value: Any) -> Any:
         self.tick(shown(value))
@@ -250,7 +269,7 @@ class Meter:
         if name == "functools":
             copy.wraps = self._wraps  # type: ignore[attr-defined]
         elif name == "dataclasses":
-            copy.dataclass = _dataclass  # type: ignore[attr-defined]
+            copy.dataclass = dataclass  # type: ignore[attr-defined]
         return copy
 
     def _wraps(self, wrapped: Any, /, *rest: Any, **named: Any) -> Callable[[Any], Any]:
@@ -273,12 +292,17 @@ _PASSING: tuple[type[Any], ...] = (
 )  # fmt: skip
 """Iterators whose items were there before."""
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque, str, bytes)
+_MANY = 32
 _TEXTS = (str, bytes, bytearray)
 _UPDATES = ("iadd", "isub", "ior", "iand", "ixor")
 
 
-def _item(container: Any, index: Any) -> tuple[Any, Any, Any]:
-    return container, index, container[index]
+def _item(container: Any, index: Any) -> tuple[Any, ...]:
+    return operator.setitem, container, index, container[index]
+
+
+def _field(owner: Any, name: str) -> tuple[Any, ...]:
+    return setattr, owner, name, getattr(owner, name)
 
 
 def _sums_slowly(items: Any, start: Any) -> bool:
@@ -304,61 +328,6 @@ def _through(call: Callable[..., Any], tick: Callable[[int], bool], function: An
 
 
 _THROUGH = _through(print, bool, print).__code__
-
-
-def _is_meta(value: Any) -> bool:
-    return issubclass(type(value), type) and type.__subclasscheck__(type, value)
-
-
-def _check_class(function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse classes made by calls: their attributes would have names that are not in the program."""
-    if isinstance(function, enum.EnumMeta) and len(args) + len(kwargs) > 1:
-        raise Unmetered("an enumeration made by a call cannot be metered")
-    if len(args) + len(kwargs) < 2 or name in ("isinstance", "issubclass"):
-        return
-    owner = getattr(function, "__self__", None) if type(function) in (*C_CALLABLES, types.MethodType) else None
-    if any(map(_is_meta, (function, owner, *args))):
-        raise Unmetered("a class made by a call cannot be metered")
-
-
-def _build_class(function: Any, name: str, /, *bases: Any, **options: Any) -> Any:
-    if any(map(_is_meta, bases)) or options.get("metaclass", type) not in (type, abc.ABCMeta):
-        raise Unmetered("a metaclass cannot be metered")
-    made = builtins.__build_class__(function, name, *bases, **options)
-    for name, value in type.__dict__["__dict__"].__get__(made).items() if isinstance(made, type) else ():
-        if name.startswith("__") and name not in ("__class__", "__doc__") and _hides_work(name, value):
-            raise Unmetered(f"{name!r} that is no function of the program's cannot be metered")
-    return made
-
-
-def _hides_work(name: str, value: Any) -> bool:
-    """Whether a special method is some function that Python itself would call, past the meter."""
-    if type(value) in C_CALLABLES or type(value) in _CALLERS:
-        return getattr(value, "__name__", "") != name
-    if type(value) is types.FunctionType and value.__globals__.get("__name__") in _LIBRARIES:
-        return True
-    return type(value) is type
-
-
-_CALLERS = (functools.partial, types.MethodType, type(functools.lru_cache(len)))
-_LIBRARIES = frozenset({"statistics", "heapq", "random", "copy", "textwrap", "re", "json", "string"})
-
-
-def _dataclass(cls: Any = None, /, **options: Any) -> Any:
-    """``dataclasses.dataclass``, which writes code with the names of fields in it."""
-    if cls is None:
-        return lambda made: _dataclass(made, **options)
-    if type(cls) not in (type, abc.ABCMeta):
-        raise Unmetered("a data class of this kind cannot be metered")
-    for base in type.mro(cls):
-        space = type.__dict__["__dict__"].__get__(base)
-        fields = space.get("__dataclass_fields__", {})
-        names = [*space.get("__annotations__", {}), *fields, *(field.name for field in fields.values())]
-        if base is not object and not all(type(name) is str and name.isidentifier() for name in names):
-            raise Unmetered("fields whose names are no identifiers cannot be metered")
-        for name in names:
-            check_name(name.lstrip("_") or name)
-    return dataclasses.dataclass(**options)(cls)
 
 
 def _refuse(message: str) -> NoReturn:

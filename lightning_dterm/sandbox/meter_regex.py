@@ -86,7 +86,7 @@ class _Builder:
         if name == "ATOMIC_GROUP":
             return self._ahead(self.sequence(argument, flags, _accept), then)
         if name == "GROUPREF":
-            return self._reference(argument, then)
+            return self._reference(argument, bool(flags & re.IGNORECASE), then)
         if name == "GROUPREF_EXISTS":
             group, yes, no = argument
             return self._either(group, self.sequence(yes, flags, then), self.sequence(no or (), flags, then))
@@ -235,8 +235,11 @@ class _Builder:
 
         def ahead(search: _Search, at: int) -> int:
             search.step()
+            before = search.groups.copy()
             found = inner(search, at)
-            return found if found < 0 else then(search, found)
+            if found >= 0 and (found := then(search, found)) < 0:
+                search.groups = before
+            return found
 
         return ahead
 
@@ -246,17 +249,25 @@ class _Builder:
 
         def look(search: _Search, at: int) -> int:
             search.step()
-            found = at >= back and body(search, at - back) >= 0
-            return then(search, at) if found == wanted else -1
+            before = search.groups.copy()
+            matches = at >= back and body(search, at - back) >= 0
+            found = then(search, at) if matches == wanted else -1
+            if found < 0:
+                search.groups = before
+            return found
 
         return look
 
-    def _reference(self, group: int, then: Match) -> Match:
+    def _reference(self, group: int, fold: bool, then: Match) -> Match:
         def reference(search: _Search, at: int) -> int:
             start, stop = search.groups.get(group, (-1, -1))
             search.step(1 + (stop - start) // _RUN)
-            same = start >= 0 and search.text[start:stop].lower() == search.text[at : at + stop - start].lower()
-            return then(search, at + stop - start) if same else -1
+            after = at + stop - start
+            if start < 0 or after > search.end:
+                return -1
+            before, here = search.text[start:stop], search.text[at:after]
+            same = before.lower() == here.lower() if fold else before == here
+            return then(search, after) if same else -1
 
         return reference
 
@@ -332,7 +343,7 @@ def regex_call(
     elif isinstance(function, type(_is_unbound)) and _FUNCTIONS.get(function) == name:
         source = rest.pop(0) if rest else kwargs.get("pattern")
         flags = kwargs.get("flags", rest[_FLAGS_AT[name]] if len(rest) > _FLAGS_AT[name] else 0)
-        pattern = re.compile(source, flags)  # type: ignore[arg-type]
+        pattern = re.compile(source, flags)
         text = rest[_TEXT_AT.get(name, 0)] if len(rest) > _TEXT_AT.get(name, 0) else kwargs.get("string")
         return _checked(pattern, name, text, (0, sys.maxsize))
     else:
@@ -351,7 +362,7 @@ _FLAGS_AT = {"match": 1, "fullmatch": 1, "search": 1, "findall": 1, "finditer": 
 
 
 def _is_unbound(function: Any, name: str) -> bool:
-    return function == getattr(re.Pattern, name)
+    return bool(function == getattr(re.Pattern, name))
 
 
 def _checked(

@@ -24,7 +24,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_SCAN, _COPY, _MOVE, _TEXT, _BITS = 4, 16, 128, 64, 1024
+_SCAN, _COPY, MOVE, _TEXT, _BITS = 4, 16, 128, 64, 1024
 _LIBRARY = 16  # a call of a function that the standard library has in Python, and a turn of a loop of its own
 _COPIES = 32  # copying one thing deeply, likewise
 
@@ -196,7 +196,7 @@ def charge_for(function: Any, args: tuple[Any, ...]) -> tuple[int, int]:
         return 1, 0  # its own __init__ counts for itself
     if name in _LOGARITHMIC:
         n = max(map(elements, args), default=0)
-        return n.bit_length() + (n // _MOVE if name.startswith("insort") else 0), 0
+        return n.bit_length() + (n // MOVE if name.startswith("insort") else 0), 0
     if name in ("sorted", "min", "max"):
         n = sum(map(reach, args))
         return _sorting(n) if name == "sorted" else n // _SCAN, 1
@@ -274,7 +274,7 @@ def _sequence_method(owner: Any, name: str, args: tuple[Any, ...], n: int, read:
     if name in ("remove", "index", "count", "__contains__"):
         return scan_work(owner, args[0] if args else None), 0
     if name == "insert" or (name in ("pop", "__delitem__") and args):
-        return n // _MOVE, 0
+        return n // MOVE, 0
     copied = 0 if name in ("append", "pop", "popleft", "appendleft", "extend") else n // _COPY
     return copied + read, 1
 

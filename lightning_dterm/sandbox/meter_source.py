@@ -12,10 +12,14 @@ from typing import Any, cast
 from lightning_dterm.sandbox.meter_names import DEFINABLE, NEVER, PUBLIC_DUNDERS, READABLE_NAMES
 
 # Names that end in underscores are not mangled inside classes.
-_HOOKS = ("tick", "call", "in", "binary", "sized", "compare", "refuse", "shown", "each", "item", "augment", "decorate")
-_TICK, _CALL, _IN, _BINARY, _SIZED, _COMPARE, _REFUSE, _SHOWN, _EACH, _ITEM, _AUGMENT, _DECORATE = (
-    f"__m_{name}__" for name in _HOOKS
-)
+_TICK, _CALL, _IN, _BINARY, _SIZED, _COMPARE, _REFUSE, _SHOWN, _EACH, _ITEM, _FIELD, _AUGMENT, _DECORATE = (
+    f"__m_{name}__"
+    for name in (
+        "tick", "call", "in", "binary", "sized", "compare", "refuse", "shown", "each", "item", "field", "augment",
+        "decorate",
+    )
+)  # fmt: skip
+_CHAINED, _MOVED, _PARTS = "__m_chained__", "__m_moved__", "__m_parts__"
 _OPERATORS: dict[type[ast.AST], str] = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv", ast.FloorDiv: "floordiv", ast.Mod: "mod",
     ast.Pow: "pow", ast.LShift: "lshift", ast.RShift: "rshift", ast.BitOr: "or_", ast.BitXor: "xor",
@@ -125,7 +129,7 @@ class _Instrumenter(ast.NodeTransformer):
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
         weight = 1 + sum(map(_weight, node.ifs))
-        self.generic_visit(node)
+        self._loop(node)
         node.ifs.insert(0, _charge(weight))
         return node
 
@@ -152,7 +156,10 @@ class _Instrumenter(ast.NodeTransformer):
         if len(node.ops) > 1:
             if any(membership):
                 raise Unmetered("'in' inside a chain of comparisons cannot be metered")
-            node.comparators = [part if isinstance(part, ast.Constant) else _sized(part) for part in node.comparators]
+            node.comparators = [
+                part if isinstance(part, ast.Constant) else ast.Call(_name(_CHAINED), [part], [])
+                for part in node.comparators
+            ]
             return node
         operands: list[ast.expr] = [node.left, node.comparators[0]]
         if membership[0]:
@@ -172,18 +179,20 @@ class _Instrumenter(ast.NodeTransformer):
             return ast.Assign(
                 [ast.Name(target, ast.Store())], _binary(_IN_PLACE[type(node.op)], _name(target), node.value)
             )
-        target, operator = node.target, _IN_PLACE[type(node.op)]
-        if isinstance(target, ast.Subscript) and not any(
-            isinstance(part, ast.Slice) for part in ast.walk(target.slice)
-        ):
-            # What is there is read before the other operand is computed, as in Python.
-            item = ast.Call(_name(_ITEM), [target.value, target.slice], [])
-            return ast.Expr(ast.Call(_name(_AUGMENT), [ast.Constant(operator), item, node.value], []))
-        if isinstance(target, ast.Attribute) and _is_path(target.value):
-            read = ast.Attribute(copy.deepcopy(target.value), target.attr, ast.Load())
-            return ast.Assign([target], _binary(operator, read, node.value))
-        node.value = _sized(node.value)
-        return node
+        place = node.target
+        # What is there is read before the other operand is computed, as in Python.
+        if isinstance(place, ast.Subscript):
+            if any(isinstance(part, ast.Slice) for part in ast.walk(place.slice)):
+                raise Unmetered("an operation in place on a slice cannot be metered")
+            item = ast.Call(_name(_ITEM), [place.value, place.slice], [])
+        elif not place.attr.startswith("__"):
+            item = ast.Call(_name(_FIELD), [place.value, ast.Constant(place.attr)], [])
+        else:  # its name depends on the class that it stands in
+            if not _is_path(place.value):
+                raise Unmetered(f"an operation in place on {place.attr!r} of an expression cannot be metered")
+            read = ast.Attribute(copy.deepcopy(place.value), place.attr, ast.Load())
+            return ast.Assign([place], _binary(_IN_PLACE[type(node.op)], read, node.value))
+        return ast.Expr(ast.Call(_name(_AUGMENT), [ast.Constant(_IN_PLACE[type(node.op)]), item, node.value], []))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         self.generic_visit(node)
@@ -218,16 +227,43 @@ class _Instrumenter(ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         self.generic_visit(node)
         sliced = any(isinstance(t, ast.Subscript) and isinstance(t.slice, ast.Slice) for t in node.targets)
-        if sliced or any(isinstance(part, ast.Starred) for t in node.targets for part in ast.walk(t)):
+        if sliced or any(map(_is_starred, node.targets)):
             node.value = _sized(node.value)
+        for target in node.targets:
+            if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Slice):
+                target.value = ast.Call(_name(_MOVED), [target.value], [])
         return node
 
-    def visit_Delete(self, node: ast.Delete) -> Any:
-        values = [t.value for t in node.targets if isinstance(t, ast.Subscript) and isinstance(t.value, ast.Name)]
-        if any(isinstance(t, ast.Subscript) for t in node.targets) and not values:
-            raise Unmetered("del of an element of an expression cannot be metered")
-        charges = [ast.Expr(_sized(_name(value.id))) for value in values]  # a list moves its tail
-        return [*charges, self.generic_visit(node)]
+    def visit_Delete(self, node: ast.Delete) -> ast.AST:
+        self.generic_visit(node)
+        for target in node.targets:
+            if isinstance(target, ast.Subscript):
+                target.value = ast.Call(_name(_MOVED), [target.value], [])
+        return node
+
+    def _loop(self, node: Any) -> ast.AST:
+        self.generic_visit(node)
+        if _is_starred(node.target):
+            if isinstance(node, ast.AsyncFor) or getattr(node, "is_async", False):
+                raise Unmetered("a starred name in an asynchronous loop cannot be metered")
+            node.iter = ast.Call(_name(_PARTS), [node.iter], [])
+        return cast(ast.AST, node)
+
+    visit_For = visit_AsyncFor = _loop
+
+    def visit_withitem(self, node: ast.withitem) -> ast.AST:
+        if node.optional_vars is not None and _is_starred(node.optional_vars):
+            raise Unmetered("a starred name in a 'with' statement cannot be metered")
+        return self.generic_visit(node)
+
+    def visit_Match(self, node: Any) -> ast.AST:
+        kinds = {type(part).__name__ for case in node.cases for part in ast.walk(case.pattern)}
+        self.generic_visit(node)
+        if "MatchValue" in kinds:  # a value may be as long as what it is compared with
+            node.subject = ast.Call(_name(_CHAINED), [node.subject], [])
+        elif kinds & {"MatchStar", "MatchMapping"}:
+            node.subject = _sized(node.subject)
+        return cast(ast.AST, node)
 
     def visit_Starred(self, node: ast.Starred) -> ast.AST:
         self.generic_visit(node)
@@ -255,6 +291,10 @@ def _words(node: ast.AST) -> list[str]:
 
 def _listed(node: Any) -> list[ast.stmt]:
     return node if isinstance(node, list) else [node]
+
+
+def _is_starred(target: ast.AST) -> bool:
+    return any(isinstance(part, ast.Starred) for part in ast.walk(target))
 
 
 def _is_path(node: ast.expr) -> bool:

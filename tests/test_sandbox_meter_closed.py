@@ -1,0 +1,96 @@
+"""Ways out of the meter, and to work that it could not charge, are closed."""
+
+# ruff: noqa: E501 - programs in a table read better on one line
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_dterm.sandbox.meter import Meter, Unmetered
+from lightning_dterm.sandbox.meter_regex import Uncounted
+from tests.metering import measure
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import gc\n", "import os\n", "import sys, inspect\n", "from ctypes import *\n", "from . import x\n",
+        "def f(): return f.__globals__\n", "def f(): return ().__class__.__bases__[0].__subclasses__()\n",
+        "def f():\n    try: 1/0\n    except Exception as e: return e.__traceback__.tb_frame\n",
+        "def f(): return (x for x in ()).gi_frame\n", "x = __m_tick__\n", "__m_tick__ = print\n", "def f(): eval('1')\n",
+        "x = getattr(print, '__self__')\n", "x = globals()\n", "x = open\n", "import sys\nsys._getframe()\n",
+        "import sys\nsys.settrace(None)\n", "import operator\noperator.attrgetter('a')\n", "import random\nrandom._os\n",
+        "import typing\ntyping.sys\n", "class _A:\n    _os = 1\n    def g(s): s._os = 2\nimport random\nrandom._os.getpid()\n",
+        "import string\nstring.Formatter()\n", "x = 1 in [1] in [[1]]\n", "def f(x): return x.__code__\n",
+        "setattr(int, '__code__', 1)\n", "import importlib\n", "help()\n", "def __m_call__(*a): pass\n",
+        "def f(__m_tick__): pass\n", "class __m_tick__: pass\n", "import math as __m_tick__\n",
+        "import functools\nfunctools.singledispatch\n", "import functools\nfunctools.update_wrapper\n",
+        "import functools\nfunctools.wraps(print, ['__globals__'], [])\n", "import functools\nfunctools.wraps(print)(len)\n",
+        "import functools\nclass C: pass\nfunctools.wraps(print)(C())\n",
+        "from dataclasses import dataclass\n@dataclass\nclass C:\n    __annotations__ = {'x=print(1)': int}\n",
+        "from dataclasses import dataclass\ndataclass(type('C', (), {'__annotations__': {'x=print(1)': int}}))\n",
+        "from dataclasses import dataclass, field, fields\n@dataclass\nclass A:\n    x: int = 0\nfields(A)[0].name = 'y=print(1)'\n@dataclass\nclass B(A):\n    z: int = 0\n",
+        "from dataclasses import asdict\n", "from dataclasses import make_dataclass\n", "import typing\ntyping.get_type_hints\n",
+        "import inspect\n", "import pickle\n", "import enum\nenum.Enum('E', {'__match_args__': ('__globals__',)})\n",
+        "import enum\nenum.EnumMeta\n", "class M(type): pass\n", "class C(metaclass=lambda *a: 1): pass\n",
+        "list(map(type, ['C'], [()], [{}]))\n", "type.__call__(type, 'C', (), {})\n", "type.__call__.__get__(type)('C', (), {})\n",
+        "import abc\nabc.ABCMeta('C', (), {})\n", "class C:\n    def __reduce_ex__(self, p): return 1\n",
+        "class C:\n    def __getattribute__(self, n): return 1\n", "class C:\n    __match_args__ = ('__globals__',)\n",
+        "def f(x):\n    match f:\n        case object(__globals__=g): return g\n",
+        "class P:\n    gi_frame = 1\ndef f(x):\n    match (i for i in x):\n        case P(g): return g\n",
+        "class A: pass\na = A()\na.gi_frame = 1\n(i for i in ()).gi_frame\n", "class A: pass\na = A()\na.f_back = 1\n",
+        "class S(str):\n    def __str__(self): return 'real'\ngetattr(print, S('__self__'))\n",
+        "class A: pass\nimport statistics\nstatistics.mean.__name__ = 'len'\n", "import statistics\nsetattr(statistics.mean, '__name__', 'len')\n",
+        "import string\nstring.Template\n", "import operator\noperator.methodcaller('a')\n", "import copy\ncopy.copyreg\n",
+        "x = __builtins__\n", "class C:\n    import math as __annotations__\n", "import enum\nclass E:\n    def _convert_(self): pass\nenum.Enum._convert_\n",
+        "for __m_tick__ in (): pass\n", "def f():\n    global __m_tick__\n", "try: 1/0\nexcept Exception as __m_tick__: pass\n",
+    ],
+)  # fmt: skip
+def test_ways_around_the_meter_are_closed(program: str) -> None:
+    def load_and_call() -> None:
+        code, space = Meter(10**9, lambda cost: None).prepare(program + "\n", "<test>")
+        exec(code, space)
+        if "f" in space:
+            space["f"](*["x"] * space["f"].__code__.co_argcount)
+
+    with pytest.raises((Unmetered, NameError, AttributeError, ImportError)):
+        load_and_call()
+
+
+EVASIONS = [
+    "class A:\n    __getitem__ = [1].index\n", "class A(list):\n    __getitem__ = list.count\n",
+    "import functools\nclass A:\n    __add__ = functools.partial(max)\n", "class A:\n    __contains__ = sum\n",
+    "import statistics\nclass A:\n    __call__ = statistics.mean\n", "from collections import UserList\n",
+    "import re\nre.compile('a').scanner('a')\n", "def f(xs): xs[1:] += xs\n", "with open as (a, *b): pass\n",
+    "class A:\n    def f(self): [self][0].__n += 1\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", EVASIONS)
+def test_work_that_could_not_be_charged_is_refused(program: str) -> None:
+    with pytest.raises((Unmetered, Uncounted, ImportError)):
+        exec(*Meter(10**9, lambda cost: None).prepare(program, "<test>"))
+
+
+def test_a_number_cannot_set_the_counter_back() -> None:
+    program = "class Evil(int):\n    def bit_length(self): return -500\ndef f(n):\n    t = 0\n    for i in range(n):\n        t += i * 1 + 0\n    {}\n    return n\n"
+    honest, evil = (measure(program.format(line), 100)[1] for line in ("pow(2, 3, 7)", "pow(2, Evil(3), Evil(7))"))
+    assert evil >= honest
+
+
+def test_a_counter_set_back_reads_as_the_cap() -> None:
+    meter = Meter(10**6, lambda cost: None)
+    for _ in range(5):
+        meter.tick(3)
+    assert meter.cost == 15
+    cells = dict(zip(meter.tick.__code__.co_freevars, meter.tick.__closure__ or (), strict=True))
+    cells["total"].cell_contents = 0
+    assert meter.cost == 10**6
+
+
+def test_the_hooks_have_no_name_in_the_programs_namespaces() -> None:
+    meter = Meter(10**9, lambda cost: None)
+    code, space = meter.prepare("def f(x):\n    return [x + 1 for _ in 'ab']\n", "<test>")
+    exec(code, space)
+    values = [*space.values(), *space["__builtins__"].values()]
+    assert not any(value == meter.tick or getattr(value, "__func__", None) is Meter._call for value in values)
