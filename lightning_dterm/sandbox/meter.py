@@ -208,10 +208,13 @@ class Meter:
         return item in container
 
     def _compare(self, operator: str, left: Any, right: Any) -> Any:
-        self.tick(comparison_work(left, right))
+        if not (_is_small(left) and _is_small(right)):
+            self.tick(comparison_work(left, right))
         return COMPARE_WITH[operator](left, right)
 
     def _binary(self, operator: str, left: Any, right: Any) -> Any:
+        if operator in _QUICK and _is_small(left) and _is_small(right):
+            return OPERATE[operator](left, right)  # as the rules would have it, sooner
         self.tick(operation_work(operator, left, right))
         result = OPERATE[operator](left, right)
         if type(result) not in _FLAT:
@@ -228,7 +231,8 @@ class Meter:
 
     def _chained(self, value: Any) -> Any:
         """An operand inside a chain of comparisons: what it is compared with is not looked at further than it goes."""
-        self.tick(comparison_work(value, value))
+        if not _is_small(value):
+            self.tick(comparison_work(value, value))
         return value
 
     def _moved(self, value: Any) -> Any:
@@ -250,7 +254,8 @@ class Meter:
         return decorator if self._own(decorator) else _through(self._call, self.tick, decorator)
 
     def _sized(self, value: Any) -> Any:
-        self.tick(size_of(value))
+        if not _is_small(value):
+            self.tick(size_of(value))
         return value
 
     def _import(self, name: str, space: Any = None, local: Any = None, names: Any = (), level: int = 0) -> Any:
@@ -295,6 +300,15 @@ _CONTAINERS = (list, tuple, set, frozenset, dict, deque, str, bytes)
 _MANY = 32
 _TEXTS = (str, bytes, bytearray)
 _UPDATES = ("iadd", "isub", "ior", "iand", "ixor")
+
+
+_QUICK = frozenset(OPERATE) - {"pow", "ipow", "lshift", "ilshift"}
+_SMALL = 1 << WIDE
+
+
+def _is_small(value: Any) -> bool:
+    """Whether it is a number with which arithmetic and comparisons cost nothing beyond the operation."""
+    return (type(value) is int and -_SMALL < value < _SMALL) or type(value) is float
 
 
 def _item(container: Any, index: Any) -> tuple[Any, ...]:
