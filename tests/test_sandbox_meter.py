@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dterm.sandbox import Job, Limits, Sandbox
+from lightning_dterm.sandbox.judge import Judged
+from lightning_dterm.sandbox.result import Result, TestOutcome
+from lightning_dterm.sandbox.steps import judge_job
 from lightning_dterm.sandbox.wire import MAX_COST
 from lightning_dterm.types import CallTest
 from tests.metering import measure
@@ -321,6 +324,16 @@ def test_cost_needs_passed_visible_tests_but_no_hidden_ones(sandbox: Sandbox) ->
     assert costs(sandbox, SUM, tests=(CallTest((3,), 3), CallTest((4,), 7, visible=False))) == alone
     assert costs(sandbox, SUM, tests=(CallTest((3,), 4), CallTest((4,), 6, visible=False))) == [None]
     assert costs(sandbox, SUM, tests=(CallTest((3,), 3, visible=False),)) == [None]
+
+
+def test_an_accident_in_the_metered_pass_is_no_lack_of_a_cost() -> None:
+    passed = Result("passed", per_test=(TestOutcome(True, "passed", True),))
+
+    def attempt(job: Job, tests: Sequence[CallTest], metered: bool) -> Judged:
+        return Judged(Result("infra", exception="the judge died") if metered else passed)
+
+    result = judge_job(Job(SUM, "f", (CallTest((3,), 3),), measure_cost=True), Limits(), attempt).result
+    assert (result.status, result.exception, result.cost) == ("infra", "the judge died", None)
 
 
 def test_cost_is_capped(sandbox: Sandbox) -> None:

@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dterm.sandbox import meter_regex
+from lightning_dterm.sandbox.meter import _QUICK, _is_small
+from lightning_dterm.sandbox.meter_numbers import WIDE
+from lightning_dterm.sandbox.meter_rules import comparison_work, operation_work, size_of
 from tests.metering import measure
 
 QUADRATIC_IN_C = {
@@ -188,14 +191,24 @@ PATTERNS = [
     r"a+b", r"(a|ab)(c|bcd)(d*)", r"(a+)+$", r"(?:ab)*?c", r"(\w)\1", r"^a.*b$", r"\bab\b", r"(?=a)(a|b)*", r"(?<=a)b",
     r"(?!b).", r"[^ab]+", r"(?i)A+", r"(a*)*b", r"(?:a|b){2,3}c?", r"(a)?(?(1)b|c)", r"(?P<x>a+?)b(?P=x)", r"(?s).+",
     r"(a*?)*c", r"((a|b)*)c\2", r"x*", r"(?m)^b",
+    r"(?!(([ab]))\2)", r"(?i)(a)\1", r"\A(?:((?=(.)))|(\2))",
 ]  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(PATTERNS), st.text("abcd \n", max_size=10))
+@given(st.sampled_from(PATTERNS), st.text("abcdA \n", max_size=10))
 def test_the_counting_matcher_finds_what_re_finds(source: str, text: str) -> None:
     pattern = re.compile(source)
     for method in ("match", "fullmatch"):
         search = meter_regex._Search(text, len(text), lambda units: None)
         found = getattr(pattern, method)(text)
         assert meter_regex._matcher(pattern, method == "fullmatch")(search, 0) == (found.end() if found else -1)
+
+
+SMALL = st.integers(-(2**WIDE) + 1, 2**WIDE - 1) | st.floats()
+
+
+@given(st.sampled_from(sorted(_QUICK)), SMALL, SMALL)
+def test_the_short_way_of_small_numbers_charges_what_the_rules_charge(operator: str, left: float, right: float) -> None:
+    assert _is_small(left)
+    assert operation_work(operator, left, right) == comparison_work(left, right) == size_of(left) == 0

@@ -190,7 +190,7 @@ def charge_for(function: Any, args: tuple[Any, ...]) -> tuple[int, int]:
         return (_LIBRARY * (units + 1), _LIBRARY * results) if library else (units, results)
     if type(function) in _UNBOUND and args:
         return _method(args[0], name, args[1:])
-    if name in CONSTANT_FUNCTIONS:
+    if name in CONSTANT_FUNCTIONS or (name == "hash" and isinstance(args[0] if args else None, int)):
         return linear(*args), 0
     if isinstance(function, type) and function.__module__ == "program" and not issubclass(function, _SIZED[:-3]):
         return 1, 0  # its own __init__ counts for itself
