@@ -379,15 +379,22 @@ def test_a_used_folder_is_thrown_away_although_the_clock_stood_still(
 REPLACED = "import os\ndef f():\n    p = os.getcwd()\n    os.chdir('..')\n    os.rmdir(p)\n    {}\n    return 2\n"
 
 
-LEFT = ("open(p, 'w').close()", "os.mkdir(p, 0)", "os.symlink('/etc', p)", "open('q', 'w').close()")
+LEFT = ("open(p, 'w').close()", "os.mkdir(p, 0)", "os.symlink({outside!r}, p)", "open('q', 'w').close()")
 
 
-def test_what_a_program_makes_of_its_folder_excuses_nothing() -> None:
-    """Without Landlock the folder can be replaced: the worker goes, the verdict stays (``infra`` would be masked)."""
-    jobs = [Job(REPLACED.format(left), "f", HONEST.tests) for left in LEFT]
+def test_what_a_program_makes_of_its_folder_excuses_nothing(tmp_path: Path) -> None:
+    """Without Landlock the folder can be replaced: the worker goes, the verdict stays (``infra`` would be masked).
+
+    Nor do those pay that were queued behind: each job is judged at its first attempt.
+    """
+    lefts = [left.format(outside=str(tmp_path)) for left in LEFT]
+    jobs = [Job(REPLACED.format(left), "f", HONEST.tests) for left in lefts]
+    mode = tmp_path.stat().st_mode
     with Sandbox(slots=1, namespaces=False, without=["landlock", "uid"], min_level="syscalls") as box:
         results = box.run_many([HONEST, *jobs, HONEST, HONEST])
     assert [result.status for result in results] == ["passed", *["failed"] * 4, "passed", "passed"]
+    assert [result.attempts for result in results] == [1] * 7
+    assert tmp_path.stat().st_mode == mode
 
 
 def test_a_folder_that_cannot_be_listed_is_too_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

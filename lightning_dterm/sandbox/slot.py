@@ -19,7 +19,7 @@ from lightning_dterm.sandbox.levels import Level, level_of, refusal
 from lightning_dterm.sandbox.result import Limits, Result
 from lightning_dterm.sandbox.spawn import Worker
 from lightning_dterm.sandbox.steps import Run, Step, Suite
-from lightning_dterm.sandbox.wire import FLOODED, NOT_STARTED, REPLY, REQUEST, STOPPED, TIMED_OUT
+from lightning_dterm.sandbox.wire import FLOODED, NOT_STARTED, REPLY, REQUEST, SPENT, STOPPED, TIMED_OUT
 from lightning_dterm.types import CallTest
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
@@ -30,6 +30,7 @@ AHEAD = 2  # programs that a zygote may have: the one that runs, and one so that
 # A program that takes longer is slow: only then its claims are read while it runs (each of its writes would wake us,
 # which costs it more than the write), and what was sent ahead behind it is taken back for other slots.
 _SLOW_S = 0.02
+_SPENT = "worker spent: something is left of a program that no other may find"
 _CANARY_LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=256)
 
 
@@ -154,6 +155,8 @@ class Slot:
         while not self.lost and (reply := self._reply()) is not None:
             if self._runs and reply[0] == self._runs[0].number:  # else one that was taken back
                 self._end(self._runs.popleft(), reply[1:])
+            if reply[-2] & SPENT:
+                self.lost = _SPENT
         if self._runs and not self.lost:
             self._attend(self._runs[0])
         if self.lost:
@@ -222,13 +225,14 @@ class Slot:
             run.settle(judged)
 
     def _lose(self) -> list[Run]:
-        """Settle the run that a lost zygote was at; the others never started."""
+        """Settle the run that a lost zygote was at; the others never started, nor did any that wait for a spent one."""
         runs, self._runs = list(self._runs), deque()
         for run in runs:
             self._close(run)
-        if runs:
+        if runs and self.lost != _SPENT:
             runs[0].settle(Judged(Result("infra", exception=self.lost, level=self.level.label)))
-        return runs[1:]
+            del runs[0]
+        return runs
 
     def _next_turn(self) -> None:
         self._slow = False

@@ -32,6 +32,7 @@ LENGTH = struct.Struct("!I")
 REQUEST = struct.Struct("!cQddQQ")  # kind (R run, K stop), number, cpu_s, wall_s, memory bytes, output bytes
 REPLY = struct.Struct("!QiddQBi")  # number, wait status, cpu_s, wall_s, peak bytes, flags, line of a hang or 0
 TIMED_OUT, STOPPED, NOT_STARTED, FLOODED = 1, 2, 4, 8
+SPENT = 16  # the worker gives this answer, and takes no further program
 
 ACCEPTED, COMPILED, LOADED, TEST, DONE = b"A", b"C", b"L", b"T", b"D"
 

@@ -212,7 +212,7 @@ class Zygote:
             self.scratch.clean()
         except OSError as error:  # our end, but no excuse for the program: its verdict stands
             os.write(2, f"{error}\n".encode("utf-8", "replace")[:500])
-            self._spent = True
+            self._spent, flags = True, flags | wire.SPENT
         wall = time.monotonic() - started
         return wire.REPLY.pack(number, status, cpu, wall, peak, flags, line)
 
