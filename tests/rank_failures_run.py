@@ -60,7 +60,7 @@ class Failing(PPOModule):
             if self.where == "generation":
                 self.language_model.register_forward_hook(spoil)
             if self.where == "encoder":
-                self.task_encoder.encode = broken  # type: ignore[method-assign]
+                self.task_encoder.features = broken  # type: ignore[method-assign]
             if self.where == "evaluation":
                 self.evaluator.evaluate = broken  # type: ignore[method-assign]
         return super().collect(batch)
