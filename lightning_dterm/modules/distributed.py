@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -36,6 +37,9 @@ def leave_process_group_at_exit() -> None:
 
 def _destroy_process_group() -> None:
     if dist.is_initialized():
+        # A discarded DDP module must not outlive the group: as its last owner it would be collected later and wait, with
+        # the interpreter's lock held, for gloo's thread to end, while that one waits for the lock: for ever.
+        gc.collect()
         dist.destroy_process_group()
 
 
