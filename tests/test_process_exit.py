@@ -18,7 +18,7 @@ class Discarded:
 
 
 def test_what_is_discarded_is_gone_before_the_group_is_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a reducer may be the group's last owner, and its collection at exit waits for ever (gloo, torch 2.13)."""
+    """Otherwise a reducer may be the group's last owner; its collection at exit waits for ever (gloo, torch 2.13)."""
     gone: list[Any] = []
     left = weakref.ref(Discarded())
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)

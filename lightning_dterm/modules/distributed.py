@@ -37,8 +37,8 @@ def leave_process_group_at_exit() -> None:
 
 def _destroy_process_group() -> None:
     if dist.is_initialized():
-        # A discarded DDP module must not outlive the group: as its last owner it would be collected later and wait, with
-        # the interpreter's lock held, for gloo's thread to end, while that one waits for the lock: for ever.
+        # A discarded DDP module must not outlive the group: as its last owner it would be collected later and wait,
+        # holding the interpreter's lock, for the end of gloo's thread, which waits for that lock: for ever.
         gc.collect()
         dist.destroy_process_group()
 
