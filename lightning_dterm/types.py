@@ -49,8 +49,8 @@ class CodeTask:
         prefix: Code that stands before the completion and belongs to the program (completion tasks).
         buggy_code: The faulty program of a repair task.
         image: An image that accompanies the description: its path, or the bytes of the file.
-        success_metric: ``tests`` (every test passes, visible and hidden) or ``exact_match`` (white space folded,
-            against ``reference`` or any of ``metadata["accepted"]``).
+        success_metric: ``tests`` (every test passes, visible and hidden) or ``exact_match``
+            (:func:`lightning_dterm.metrics.exact_match` of ``reference`` or any of ``metadata["accepted"]``).
         metadata: Anything else, plain data only.
     """
 

@@ -88,7 +88,7 @@ def logits_head(model: nn.Module) -> Head:
     """The map from a causal language model's last hidden states ``[N, h]`` to its logits ``[N, V]``.
 
     With LoRA on the projection the adapter that is active when the map is called takes part. What a model does that
-    its configuration does not tell is found by :func:`lightning_dterm.modules.agreement.check_agreement`.
+    its configuration does not tell is found by :func:`lightning_dterm.modules.agreement.choose_route`.
     """
     projection = model.get_output_embeddings()  # type: ignore[operator]
     return partial(LogitTransform.of(model.config), projection)  # type: ignore[arg-type]
