@@ -6,6 +6,7 @@ from lightning_dterm.data.jsonl import JsonlDataModule
 from lightning_dterm.data.loader import ResumableDataLoader, ShardedBatchSampler, TaskBatch
 from lightning_dterm.data.microcode import MicroCode
 from lightning_dterm.data.microcode_module import MicroCodeDataModule
+from lightning_dterm.data.preferences import PreferenceDataModule, PreferencePair
 from lightning_dterm.data.rows import RowError
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "JsonlDataModule",
     "MicroCode",
     "MicroCodeDataModule",
+    "PreferenceDataModule",
+    "PreferencePair",
     "ResumableDataLoader",
     "RowError",
     "ShardedBatchSampler",

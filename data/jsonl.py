@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from lightning_dterm.data.base import CodeDataModule
-from lightning_dterm.data.rows import RowError, TableTasks, expand_files, load_file, text_field
+from lightning_dterm.data.rows import Convert, RowError, TableTasks, expand_files, load_file, text_field
 from lightning_dterm.sandbox.asserts import TestSyntaxError, read_test
 from lightning_dterm.task_tests import TEST_LISTS, TaskTestError, declared_tests
 from lightning_dterm.types import CallTest, CodeTask, SuccessMetric, TaskType
@@ -181,6 +181,9 @@ class JsonlDataModule(CodeDataModule):
         RowError: for a malformed row, naming file, line, field and remedy.
     """
 
+    convert: Convert = staticmethod(task_from_row)
+    """Builds what a row stands for."""
+
     def __init__(
         self,
         train_files: str | list[str] | None = None,
@@ -195,11 +198,11 @@ class JsonlDataModule(CodeDataModule):
         self.check_rows, self.cache_dir = check_rows, cache_dir
 
     def _read(self, split: str) -> Sequence[CodeTask]:
-        files = self.files[split]
+        files, name = self.files[split], type(self).__name__
         if not files:
-            raise ValueError(f"JsonlDataModule: {split}_files is not set; name the {split} file(s) in the data config")
-        paths = expand_files(files, f"JsonlDataModule {split}_files")
-        tasks = TableTasks([load_file(path, self.cache_dir) for path in paths], task_from_row)
+            raise ValueError(f"{name}: {split}_files is not set; name the {split} file(s) in the data config")
+        paths = expand_files(files, f"{name} {split}_files")
+        tasks = TableTasks([load_file(path, self.cache_dir) for path in paths], self.convert)
         if self.check_rows:
             tasks.check()
         return tasks

@@ -122,7 +122,7 @@ def _remedy(error: Exception) -> str:
     return "Give actor.path a local folder written by save_pretrained, or a hub id that is reachable or cached."
 
 
-def _unchanging(config: Any) -> Any:
+def unchanging(config: Any) -> Any:
     """Off for good: dropout, by which the update's log-probabilities would not be the rollout's, and RWKV's rescaling.
 
     That divides weights in place in evaluation mode, and they would be saved divided.
@@ -144,7 +144,7 @@ def load_causal_lm(config: ActorConfig) -> PreTrainedModel:
     folder = resolve_path(config.path)
     dtype = getattr(torch, config.dtype)
     try:
-        settings = _unchanging(AutoConfig.from_pretrained(folder))
+        settings = unchanging(AutoConfig.from_pretrained(folder))
         attention = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
         model = AutoModelForCausalLM.from_pretrained(folder, config=settings, dtype=dtype, **attention)
     except (OSError, ValueError, ImportError) as error:

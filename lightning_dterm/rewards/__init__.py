@@ -6,6 +6,7 @@ from lightning_dterm.rewards.compile import CompileReward
 from lightning_dterm.rewards.dfg_match import DfgMatchReward
 from lightning_dterm.rewards.efficiency import EfficiencyReward
 from lightning_dterm.rewards.function import FunctionReward
+from lightning_dterm.rewards.preference import PreferenceReward
 from lightning_dterm.rewards.similarity import SimilarityReward
 from lightning_dterm.rewards.style import StyleReward
 from lightning_dterm.rewards.success import SuccessReward
@@ -15,6 +16,6 @@ from lightning_dterm.rewards.tests import TestsReward
 
 __all__ = [
     "AstMatchReward", "CompileReward", "DfgMatchReward", "EfficiencyReward", "FunctionReward", "Logged", "Pending",
-    "Progress", "RewardComponent", "RewardFailure", "RewardSuite", "SimilarityReward", "StyleReward", "SuccessReward",
-    "SuiteResult", "SyntaxReward", "TestsReward",
+    "PreferenceReward", "Progress", "RewardComponent", "RewardFailure", "RewardSuite", "SimilarityReward",
+    "StyleReward", "SuccessReward", "SuiteResult", "SyntaxReward", "TestsReward",
 ]  # fmt: skip
