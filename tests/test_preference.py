@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +272,46 @@ def test_the_packaged_configuration_trains(
     assert "reward model written to" in capsys.readouterr().out
     assert load_reward_model("runs/preference/reward_model")[0].config.num_labels == 1
     assert list(Path("runs/preference").glob("version_0/checkpoints/last.ckpt"))
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(actor: Path, tmp_path: Path) -> None:
+    """The same weights and moments from the same pairs, and means over unequal shares of the test pairs."""
+    write_pairs(tmp_path / "pairs.jsonl", 0, 33)
+    script = tmp_path / "run.py"  # a file: Lightning starts the second process by it
+    script.write_text(_TWO)
+    found = []
+    for devices in (1, 2):
+        command = [sys.executable, str(script), str(tmp_path), str(actor), str(devices)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        subprocess.run(command, check=True, env=environment, timeout=300)
+        figures = json.loads((tmp_path / f"{devices}.json").read_text())
+        found.append((figures, torch.load(tmp_path / f"{devices}.ckpt", weights_only=True)["state_dict"]))
+    (one, weights), (two, others) = found
+    assert two == pytest.approx(one, abs=1e-5)
+    assert all(torch.allclose(weights[name].double(), others[name].double(), atol=1e-6) for name in weights)
+
+
+_TWO = """
+import json, sys
+from pathlib import Path
+from lightning_dterm.data import PreferenceDataModule
+from lightning_dterm.modules.preference import PreferenceModule
+from lightning_dterm.trainer import DTermTrainer
+
+folder, devices = Path(sys.argv[1]), int(sys.argv[3])
+pairs = str(folder / "pairs.jsonl")
+data = PreferenceDataModule(
+    train_files=pairs, test_files=pairs, batch_size=8, seed=0, cache_dir=str(folder / "cache")
+)
+module = PreferenceModule(sys.argv[2], warmup_steps=2, max_length=14)
+trainer = DTermTrainer(
+    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=4, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0, default_root_dir=str(folder),
+)
+trainer.fit(module, data)
+trainer.save_checkpoint(folder / f"{devices}.ckpt")
+figures = trainer.test(module, data, verbose=False)[0]
+if trainer.is_global_zero:
+    (folder / f"{devices}.json").write_text(json.dumps({name: float(value) for name, value in figures.items()}))
+"""

@@ -15,7 +15,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from lightning_dterm.callbacks.stop import stopped_by_signal
 from lightning_dterm.data.preferences import PreferencePair
 from lightning_dterm.modules.config import check_at_least, check_positive
-from lightning_dterm.modules.distributed import all_gather, all_sum, leave_process_group_at_exit
+from lightning_dterm.modules.distributed import Means, all_gather, all_sum, leave_process_group_at_exit
 from lightning_dterm.modules.loading import save_tokenizer
 from lightning_dterm.modules.sharding import data_parallel_mesh
 from lightning_dterm.reward_model import CALIBRATION, bradley_terry_loss, encode, load_reward_model, logits_of
@@ -66,6 +66,7 @@ class PreferenceModule(L.LightningModule):
         self.schedule, self.max_length, self.export_dir = schedule, max_length, export_dir
         self.model: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._evaluated = Means()
         self.moments: Tensor  # running mean, mean square and their weight, of all ranks' logits
         self.register_buffer("moments", torch.zeros(3, dtype=torch.float64))
         self.cut: Tensor  # completions of training that were cut, of all ranks
@@ -142,7 +143,9 @@ class PreferenceModule(L.LightningModule):
         if not torch.isfinite(all_sum(loss.detach())):
             raise FloatingPointError(f"step {self.global_step}: the loss is not finite: lower lr")
         self._observe(torch.cat([chosen, rejected]).detach().double())
-        self._log("train", chosen, rejected)
+        means = Means()
+        self._add(means, chosen, rejected)
+        self._log("train", means)
         self.log("train/cut", self.cut.float())
         return loss
 
@@ -151,32 +154,37 @@ class PreferenceModule(L.LightningModule):
         fresh = sums / sums[2]
         self.moments.mul_(_MOMENTS_DECAY).add_((1 - _MOMENTS_DECAY) * fresh)
 
-    def _log(self, stage: str, chosen: Tensor, rejected: Tensor) -> None:
+    def _add(self, means: Means, chosen: Tensor, rejected: Tensor) -> None:
         difference = (chosen - rejected).detach()
-        figures = {
-            "loss": bradley_terry_loss(chosen, rejected).detach().mean(),
-            "accuracy": (0.5 * (1 + torch.sign(difference))).mean(),
-            "margin": difference.mean(),
-        }
-        training = stage == "train"
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in figures.items()},
-            on_step=training,
-            on_epoch=not training,
-            prog_bar=training,
-            sync_dist=True,
-            batch_size=len(difference),
-        )
+        means.add("loss", bradley_terry_loss(chosen, rejected).detach().sum(), len(difference))
+        means.add("accuracy", (0.5 * (1 + torch.sign(difference))).sum(), len(difference))
+        means.add("margin", difference.sum(), len(difference))
+
+    def _log(self, stage: str, means: Means) -> None:
+        """Log means over the pairs of all ranks; Lightning's own would be off where ranks have unequal numbers."""
+        figures = {f"{stage}/{name}": value for name, value in means.reduce().items()}
+        self.log_dict(figures, prog_bar=stage == "train", sync_dist=stage != "train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._evaluated = Means()
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: list[PreferencePair], batch_idx: int) -> None:
-        """Loss, accuracy and margin on validation pairs."""
+        """Loss, accuracy and margin on pairs that are not trained on."""
         if batch:
-            self._log("val", *self(self.encode(batch)))
+            self._add(self._evaluated, *self(self.encode(batch)))
 
-    def test_step(self, batch: list[PreferencePair], batch_idx: int) -> None:
-        """The same on test pairs."""
-        if batch:
-            self._log("test", *self(self.encode(batch)))
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log them."""
+        self._log("val", self._evaluated)
+
+    def on_test_epoch_end(self) -> None:
+        """Log them."""
+        self._log("test", self._evaluated)
 
     def on_fit_end(self) -> None:
         """Export where a folder was named; not where a signal stopped the run."""
