@@ -67,7 +67,15 @@ def task_from_row(row: Mapping[str, Any], place: str) -> CodeTask:
     values.setdefault("description", values["prompt"])
     values.setdefault("reference", "")
     values["metadata"] = _container(row, "metadata", dict, place)
-    tests = [_test(test, index, place) for index, test in enumerate(_container(row, "tests", list, place))]
+    _add_tests(values, _container(row, "tests", list, place), place)
+    task = CodeTask(**values, success_metric=_success_metric(row, values, place))
+    _check_tests(task, place)
+    return task
+
+
+def _add_tests(values: dict[str, Any], listed: Sequence[Any], place: str) -> None:
+    """Put calls into ``tests`` and the tests of the other two forms into ``metadata``."""
+    tests = [_test(test, index, place) for index, test in enumerate(listed)]
     values["tests"] = tuple(test for test in tests if isinstance(test, CallTest))
     for name in TEST_LISTS:
         found = [test[1] for test in tests if isinstance(test, tuple) and test[0] == name]
@@ -75,9 +83,6 @@ def task_from_row(row: Mapping[str, Any], place: str) -> CodeTask:
             raise RowError(place, f"metadata.{name}", "such tests are given in 'tests' as well; keep one of the two")
         if found:
             values["metadata"] = {**values["metadata"], name: found}
-    task = CodeTask(**values, success_metric=_success_metric(row, values, place))
-    _check_tests(task, place)
-    return task
 
 
 def _check_tests(task: CodeTask, place: str) -> None:

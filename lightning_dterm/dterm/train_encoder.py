@@ -208,7 +208,6 @@ def train_encoder(
     """
     config = {name: value for name, value in locals().items() if name != "out"}
     torch.set_num_threads(1)
-    started = time.perf_counter()
     data = examples("train", train_size, seed, task_types)
     words = (reworded(e, WORDINGS[e.task_type]) for e in data if e.task_type in WORDINGS)
     tokenizer = train_tokenizer([*(example.description for example in data), *words], vocab_size)
@@ -218,23 +217,29 @@ def train_encoder(
         DistilBertConfig(
             vocab_size=len(tokenizer), max_position_embeddings=max_length, pad_token_id=tokenizer.pad_token_id, **sizes
         )
-    ).train()
-    batches = _Batches(data, tokenizer, word_drop, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
+    )
+    _fit(model.train(), _Batches(data, tokenizer, word_drop, seed), config)
+    return _save(Path(out), model.eval(), tokenizer, config)
+
+
+def _fit(model: DistilBertModel, batches: _Batches, config: dict[str, Any]) -> None:
+    steps, warmup = config["steps"], config["warmup"]
+    started = time.perf_counter()
+    optimizer = torch.optim.AdamW(model.parameters(), config["lr"], weight_decay=0.01)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-        encoded, types, families = batches.draw(batch_size, max_length)
+            group["lr"] = config["lr"] * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+        encoded, types, families = batches.draw(config["batch_size"], config["max_length"])
         known = encoded["attention_mask"][..., None].float()
         hidden = model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).last_hidden_state
-        loss = contrastive_loss((hidden * known).sum(1) / known.sum(1), types, families, temperature, closer)
+        means = (hidden * known).sum(1) / known.sum(1)
+        loss = contrastive_loss(means, types, families, config["temperature"], config["closer"])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step}: loss {float(loss.detach()):.3f}, {time.perf_counter() - started:.0f} s", flush=True)
-    return _save(Path(out), model.eval(), tokenizer, config)
 
 
 def _save(folder: Path, model: DistilBertModel, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any]) -> Path:
