@@ -24,7 +24,7 @@ _earlier: set[int] = set()  # processes that other modules' tests left to this o
 
 def children() -> list[str]:
     """Command lines of all living descendants of this process but those from before the module's tests."""
-    return [_command_line(pid) for pid in sorted(_descendants() - _earlier)]
+    return [_command_line(pid) for pid in sorted(descendants() - _earlier)]
 
 
 def _command_line(pid: int) -> str:
@@ -35,7 +35,17 @@ def _command_line(pid: int) -> str:
         return "(ended)"
 
 
-def _descendants() -> set[int]:
+def process_name(pid: int) -> str:
+    """The kernel's short name of a process; empty where it ended."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def descendants() -> set[int]:
+    """All living processes below this one."""
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -77,7 +87,7 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     """Temporary files go to a folder of this module's own, so that other processes and their files do not count."""
     before = tempfile.tempdir
     _earlier.clear()
-    _earlier.update(_descendants())
+    _earlier.update(descendants())
     tempfile.tempdir = str(tmp_path_factory.mktemp("temporary"))
     yield
     tempfile.tempdir = before

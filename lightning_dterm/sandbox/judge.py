@@ -16,7 +16,7 @@ from lightning_dterm.types import CallTest
 
 MAX_COST = wire.MAX_COST
 _MAX_MICROSECONDS = 1 << 42
-_OOM_SHARE = 0.75  # of the limit: a program killed above it brought the machine's out-of-memory killer on itself
+OOM_SHARE = 0.75  # of the limit: a program killed above it brought the machine's out-of-memory killer on itself
 _KINDS: dict[str, Status] = {"raised": "error", "memory": "memory", "exited": "exited"}
 
 
@@ -167,7 +167,7 @@ def _ended(exit_: Exit, limits: Limits) -> tuple[Status, str]:
     if exit_.flooded:
         return "output", "too many files, or too large"
     if exit_.timed_out or -code in (signal.SIGXCPU, signal.SIGPROF):
-        return "timeout", "wall-clock limit" if exit_.timed_out else "CPU limit"
+        return "timeout", "wall-clock limit" if exit_.timed_out and exit_.cpu_s < limits.cpu_s else "CPU limit"
     if -code == signal.SIGKILL and exit_.cpu_s >= limits.cpu_s:
         return "timeout", "CPU limit"
     if -code == signal.SIGXFSZ:
@@ -215,7 +215,7 @@ def judge(
     status, reason = _ended(exit_, limits)
     if not claims.accepted:
         return Judged(_all(replace(result, exception=f"the child ended before its program started ({reason})"), tests))
-    if murdered and exit_.peak_rss < _OOM_SHARE * (limits.memory_mb << 20):
+    if murdered and exit_.peak_rss < OOM_SHARE * (limits.memory_mb << 20):
         return Judged(_all(replace(result, exception="the child was killed from outside"), tests))
     verdict = _verdict(claims, tests, exit_, limits, result)
     hung = len(claims.returned) if status == "timeout" and claims.loaded and not claims.done else None

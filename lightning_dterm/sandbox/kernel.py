@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import resource
 import struct
+import time
 from collections.abc import Sequence
 
 from lightning_dterm.sandbox.syscalls import NUMBERS
@@ -227,7 +229,10 @@ def set_limits(
     """Set the resource limits of this process.
 
     Args:
-        cpu_s: CPU seconds, rounded up to whole ones (SIGXCPU; SIGKILL a second later).
+        cpu_s: CPU seconds, rounded up to whole ones, after which SIGXCPU comes; whoever watches this process has to
+            end one that lives on, see :func:`overspent`. Not the kernel: it counts by the tick of its clock, so that a
+            program which only works while that ticks could have itself killed long before it used its seconds, and
+            who is killed without a reason that we know is not to blame.
         memory: Address space in bytes; 0 leaves it.
         output: Largest size of a file in bytes (SIGXFSZ).
         descriptors: Open files.
@@ -235,9 +240,10 @@ def set_limits(
         data: Private writable memory in bytes; 0 leaves it.
         stack: Main stack in bytes, at most what this process may have; 0 leaves it.
     """
-    whole = max(1, int(-(-cpu_s // 1)))
+    last = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    seconds = _whole(cpu_s) if last == resource.RLIM_INFINITY else min(_whole(cpu_s), last)
     limits = {
-        resource.RLIMIT_CPU: (whole, whole + 1), resource.RLIMIT_FSIZE: (output, output),
+        resource.RLIMIT_CPU: (seconds, last), resource.RLIMIT_FSIZE: (output, output),
         resource.RLIMIT_NOFILE: (descriptors, descriptors), resource.RLIMIT_CORE: (0, 0),
     }  # fmt: skip
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
@@ -253,3 +259,13 @@ def set_limits(
             limits[which] = (size, size)
     for which, pair in limits.items():
         resource.setrlimit(which, pair)
+
+
+def overspent(process: int, cpu_s: float) -> bool:
+    """Whether a process that was to be ended by its CPU limit (see :func:`set_limits`) lives a second beyond it."""
+    clock = ~process << 3 | 2  # the kernel's name of the clock of all threads of ``process``
+    return time.clock_gettime(clock) >= _whole(cpu_s) + 1
+
+
+def _whole(cpu_s: float) -> int:
+    return max(1, math.ceil(cpu_s))

@@ -59,12 +59,15 @@ _PYTHON_ONLY = """
     pwritev2 setrlimit wait4 waitid
 """
 _PROGRAM_ONLY = """
-    execveat socketpair splice mlock munlock pkey_alloc pkey_free pkey_mprotect timer_create timer_delete
-    timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
+    execveat socketpair splice mlock munlock pkey_alloc pkey_free pkey_mprotect timerfd_create timerfd_gettime
+    timerfd_settime
 """
 _TOOLS_ONLY = "fork vfork execve wait4 waitid chmod fchmod fchmodat utimensat truncate"
 PROGRAM_CALLS: frozenset[str] = (PYTHON_CALLS - frozenset(_PYTHON_ONLY.split())) | frozenset(_PROGRAM_ONLY.split())
-"""What a compiled program or a language's runtime may ask for: no processes, no second program, threads only."""
+"""What a compiled program or a language's runtime may ask for: no processes, no second program, threads only.
+
+Nor ``timer_create``, whose timers may send SIGKILL: a SIGKILL always comes from outside.
+"""
 TOOLS_CALLS: frozenset[str] = PROGRAM_CALLS | frozenset(_TOOLS_ONLY.split())
 """What a compiler driver may ask for: processes too, and changes to the files in its own folder."""
 

@@ -38,7 +38,7 @@ from typing import Any
 
 from lightning_dterm.sandbox import harness, namespaces, wire
 from lightning_dterm.sandbox.guard import Guard
-from lightning_dterm.sandbox.kernel import Kernel
+from lightning_dterm.sandbox.kernel import Kernel, overspent
 from lightning_dterm.sandbox.process import bury, empty_folder, open_up, remove_folder
 
 PRELOAD = """
@@ -205,7 +205,7 @@ class Zygote:
             limits = (cpu_s, memory, output)
             harness.child_main(connection, self.guard, self._own_pid, limits, self.scratch.cwd, self._notes)
         os.close(connection)
-        flags = self._watch(child, number, started + wall_s)
+        flags = self._watch(child, number, started + wall_s, cpu_s)
         status, cpu, peak = bury(child, self._alone)
         line = 0 if os.WIFEXITED(status) and os.WEXITSTATUS(status) != wire.NOT_FENCED else self._read_notes(status)
         try:
@@ -230,8 +230,8 @@ class Zygote:
         hang = _HANG.search(said)
         return int(hang[1]) if hang else 0
 
-    def _watch(self, child: int, number: int, deadline: float) -> int:
-        """Wait for the child to end, killing it at the deadline, on request, or when the judge is gone.
+    def _watch(self, child: int, number: int, deadline: float, cpu_s: float) -> int:
+        """Wait for the child to end, killing it at its limits, on request, or when the judge is gone.
 
         For a first tick the control socket is left alone: whatever the judge sends ahead is not read, so that a child
         never starts with the connection of another.
@@ -248,7 +248,7 @@ class Zygote:
                 if self.judge in ready or (not first and self._told_to_stop(number)):
                     os.kill(child, signal.SIGKILL)
                     return wire.STOPPED
-                if remaining <= 0:
+                if remaining <= 0 or overspent(child, cpu_s):
                     _ask_for_last_words(handle)
                     os.kill(child, signal.SIGKILL)
                     return wire.TIMED_OUT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from lightning_dterm.sandbox.languages.service import Service
 from lightning_dterm.sandbox.result import Limits
 
 Stage = Literal["parse", "full"]
-_SIGXCPU, _SIGXFSZ, _SIGSEGV = 24, 25, 11
+_OUT_OF_MEMORY = (b"out of memory", b"Cannot allocate memory", b"virtual memory exhausted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +130,14 @@ def gave_up(ended: Ended, limits: CompileLimits) -> tuple[ReportStatus, str] | N
     """Why a compiler stopped without a verdict of its own; None where it has one."""
     if ended.error:
         return "infra", ended.error
-    if "output" in ended.flags or ended.signal == _SIGXFSZ:
+    if "output" in ended.flags or ended.signal == signal.SIGXFSZ:
         return "output", "the compiler wrote more than its limit"
-    if "wall" in ended.flags or ended.signal == _SIGXCPU or ended.cpu_s >= limits.cpu_s:
+    if {"wall", "cpu"} & set(ended.flags) or ended.signal == signal.SIGXCPU or ended.cpu_s >= limits.cpu_s:
         return "timeout", "the compiler needed more than its time limit"
     if ended.code == 0:  # whatever it quotes
         return None
-    words = ended.stderr
-    if b"out of memory" in words or b"Cannot allocate memory" in words or b"virtual memory exhausted" in words:
+    if "memory" in ended.flags or any(words in ended.stderr for words in _OUT_OF_MEMORY):
         return "memory", "the compiler needed more than its memory limit"
-    if b"File size limit exceeded" in words:
-        return "output", "the compiler wrote more than its limit"
-    if b"CPU time limit exceeded" in words:
-        return "timeout", "the compiler needed more than its time limit"
     if ended.signal:
         return "crash", f"the compiler was ended by signal {ended.signal}"
     return None

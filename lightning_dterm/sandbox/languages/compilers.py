@@ -29,6 +29,7 @@ _ALIASES = {
     "node": "javascript", "golang": "go", "py": "python", "python3": "python",
 }  # fmt: skip
 _warned: set[str] = set()
+_ATTEMPTS = 3
 _NEVER_COMPILED = "the compiler ended abnormally"  # what the judge says where no verdict came
 
 _EXHAUSTED = ("MemoryError", "RecursionError")  # in these words ``compile_program`` tells of exceptions of CPython's
@@ -61,11 +62,23 @@ class _Slot:
         return self._owner.headers
 
     def run(self, command: Command) -> Ended:
-        """Run a command, once more if the launcher is lost."""
-        try:
-            return self.launcher.run(command)
-        except LauncherLost:
-            return self.launcher.run(command)
+        """Run a command, and again if it or its launcher was killed from outside.
+
+        Raises:
+            LauncherLost: each time.
+        """
+        lost = LauncherLost("never tried")
+        for _ in range(_ATTEMPTS):
+            try:
+                ended = self.launcher.run(command)
+            except LauncherLost as error:
+                lost = error
+                continue
+            if "outside" not in ended.flags:
+                return ended
+            said = ended.stderr[-200:].decode("utf-8", "replace").strip()
+            lost = LauncherLost(f"{command.arguments[0]} was killed from outside, {_ATTEMPTS} times: {said}")
+        raise lost
 
     def service(self, name: str, make: Callable[[], Service]) -> Service:
         """The service of all slots."""
@@ -195,7 +208,7 @@ class Compilers:
         """Run one command in an idle slot; how it ended, and the isolation level it had.
 
         Raises:
-            LauncherLost: the launcher died twice.
+            LauncherLost: it, or its launcher, was killed from outside time and again.
         """
         slot = self._idle.get()
         try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -41,6 +43,16 @@ _STANDARD = frozenset(
     )
 ) | {_EVERYTHING}
 _ERROR_LINE = re.compile(r"^.*\berror: .*$", re.MULTILINE)
+# A shell starts what gcc's driver starts: a driver says only in words, which a program could make the linker or the
+# assembler write just as well, that one of its parts was killed. Codes of parts come back higher by ``_PART``, signals
+# by 128 more, so that 1 is the driver's own. The linker is started without ``collect2``, another driver.
+_PART = 64
+_WRAPPER = (
+    '/bin/sh,-c,part=$1; shift; case $part in */collect2) part={linker};; esac; "$part" "$@"; code=$?; '
+    f"test $code = 0 || exit $((code + {_PART})),sh"
+)
+_CLANGS_PART_ENDED = 254  # by whatever signal; clang names it last
+_CLANGS_PART = re.compile(rb"unable to execute command: (.*)")
 _SEEN_BEFORE_BUILDING = 3
 _MAX_HEADER_SETS = 12
 
@@ -132,6 +144,10 @@ class CCompiler(Backend):
             else ("-fdiagnostics-plain-output",)
         )
 
+    @cached_property
+    def _wrapper(self) -> str:
+        return _WRAPPER.replace("{linker}", first_line(self.path or "", "-print-prog-name=ld") or "ld")
+
     def rules(self) -> Sequence[tuple[str, str]]:
         """Drivers, headers and libraries of the system; nothing of any user."""
         paths = ["/usr/bin", "/usr/include", "/usr/libexec", "/usr/local/include", "/usr/x86_64-linux-gnu"]
@@ -173,12 +189,14 @@ class CCompiler(Backend):
         assert driver is not None
         limits = tools.limits
         libraries = ["-lm"] if outputs == ("program",) else []
+        wrapped = ("-pass-exit-codes", "-wrapper", self._wrapper) if self.family == "gcc" else ()
         return Command(
-            driver, (driver, f"-std={self.standards[language]}", *self._format, *arguments, *libraries),
+            driver, (driver, f"-std={self.standards[language]}", *self._format, *wrapped, *arguments, *libraries),
             {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TMPDIR": ".", "HOME": "/nonexistent"}, "tools",
             {name: text.encode("utf-8", "replace") for name, text in files.items()}, outputs=outputs,
             cpu_s=limits.cpu_s, wall_s=limits.wall_s, memory_mb=limits.memory_mb, file_kb=limits.artifact_kb,
             stdout_kb=limits.output_kb, stderr_kb=limits.output_kb, stack_mb=64,
+            wait_status=_part_of_gcc if self.family == "gcc" else _part_of_clang,
         )  # fmt: skip
 
     def _report(self, language: str, source: str, ended: Ended, tools: Tools, artifact: bytes | None) -> Report:
@@ -235,8 +253,7 @@ class CCompiler(Backend):
             return path
         arguments = [*options, "-x", "c++-header", name, "-o", "out.gch"]
         order = self._order("cpp", arguments, {name: content}, ("out.gch",), tools)
-        wide = {"file_kb": 512 << 10, "cpu_s": 60.0, "wall_s": 600.0}
-        ended = tools.run(Command(**{**{key: getattr(order, key) for key in order.__slots__}, **wide}))
+        ended = tools.run(replace(order, file_kb=512 << 10, cpu_s=60.0, wall_s=600.0))
         if ended.code != 0 or not ended.outputs or ended.outputs[0] is None:
             return ""
         for target, data in ((path, content.encode()), (path + ".gch", ended.outputs[0])):
@@ -245,6 +262,23 @@ class CCompiler(Backend):
                 file.write(data)
             os.replace(temporary, target)
         return path
+
+
+def _part_of_gcc(ended: Ended) -> int:
+    """The wait status of the part that failed; a driver that fails by itself lost a part to SIGKILL."""
+    if not ended.code:
+        return ended.wait_status
+    if ended.code < _PART:
+        return int(signal.SIGKILL)
+    code = ended.code - _PART
+    return code - 128 if code > 128 else code << 8
+
+
+def _part_of_clang(ended: Ended) -> int:
+    """The wait status of a linker that was killed; clang itself is one process with its compiler."""
+    named = _CLANGS_PART.findall(ended.stderr) if ended.code == _CLANGS_PART_ENDED else []
+    ends = {signal.strsignal(one): int(one) for one in (signal.SIGKILL, signal.SIGXCPU, signal.SIGXFSZ)}
+    return ends.get(named[-1].decode("utf-8", "replace"), ended.wait_status) if named else ended.wait_status
 
 
 def _last_words(words: str) -> str:

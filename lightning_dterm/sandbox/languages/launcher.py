@@ -45,6 +45,7 @@ from lightning_dterm.sandbox.kernel import (
     Kernel,
     become,
     counts_processes_alone,
+    overspent,
     set_limits,
 )
 from lightning_dterm.sandbox.process import (
@@ -70,6 +71,7 @@ GOODBYE = LENGTH.pack(0)
 _NOT_STARTED, _LOST = 120, 3
 _NO_PROGRAM = (errno.ENOEXEC, errno.EINVAL, errno.ELIBBAD)
 _TRAINER_ENDS_S = 5.0
+_CPU_CHECK_S = 1.0
 _MAX_PROCESSES = 256
 _RIGHTS = {
     "r": READ_FILE | READ_DIR, "x": READ_FILE | READ_DIR | EXECUTE, "n": READ_FILE | WRITE_FILE, "d": READ_FILE,
@@ -188,7 +190,7 @@ class Launcher:
             for descriptor in (EXEC_FD, out[1], err[1], errors[1], source, sink):
                 if descriptor is not None:
                     os.close(descriptor)
-        collected = self._watch(child, (out[0], err[0]), order["caps"], deadline, reply["flags"])
+        collected = self._watch(child, (out[0], err[0]), order, deadline, reply["flags"])
         reply["status"], reply["cpu_s"], reply["peak_rss"] = bury(child, self.plan is not None)
         for descriptor, chunk, cap in zip((out[0], err[0]), collected, order["caps"], strict=True):
             drain(descriptor, chunk, cap)
@@ -231,9 +233,10 @@ class Launcher:
             os._exit(_NOT_STARTED)
 
     def _watch(
-        self, child: int, pipes: tuple[int, int], caps: list[int], deadline: float, flags: list[str]
+        self, child: int, pipes: tuple[int, int], order: dict[str, Any], deadline: float, flags: list[str]
     ) -> list[bytearray]:
-        """Collect output until the command ends; kill it at the deadline, at the caps, or when the trainer is gone."""
+        """Collect output until the command ends; kill it at its limits, or when the trainer is gone."""
+        caps, cpu_s = order["caps"], order["limits"][0]
         handle = os.pidfd_open(child)
         chunks = [bytearray(), bytearray()]
         poller = select.poll()
@@ -242,7 +245,7 @@ class Launcher:
         try:
             while True:
                 remaining = max(0.0, deadline - time.monotonic())
-                ready = [descriptor for descriptor, _ in poller.poll(min(remaining, 3600.0) * 1000)]
+                ready = [descriptor for descriptor, _ in poller.poll(min(remaining, _CPU_CHECK_S) * 1000)]
                 for pipe, chunk, cap in zip(pipes, chunks, caps, strict=True):
                     if pipe in ready:
                         data = os.read(pipe, 1 << 16)
@@ -255,6 +258,8 @@ class Launcher:
                     return chunks
                 if remaining == 0.0:
                     flags.append("wall")
+                elif overspent(child, cpu_s):
+                    flags.append("cpu")
                 if flags or self.trainer in ready or self.control.fileno() in ready:
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
                     return chunks

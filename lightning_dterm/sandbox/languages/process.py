@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_dterm.sandbox.judge import OOM_SHARE
 from lightning_dterm.sandbox.languages.launcher import GOODBYE, LENGTH
 from lightning_dterm.sandbox.levels import FENCES as REMEDIES
 from lightning_dterm.sandbox.levels import level_of
@@ -59,6 +61,7 @@ class Command:
         stack_mb: Main stack in MiB.
         descriptors: Open files at once.
         own_proc: Let it read the folder of its own process in /proc, and no other's.
+        wait_status: The wait status of whichever part of it a driver's ending tells of; default: its own.
     """
 
     executable: str
@@ -78,6 +81,7 @@ class Command:
     stack_mb: int = 8
     descriptors: int = 64
     own_proc: bool = False
+    wait_status: Callable[[Ended], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ class Ended:
     Attributes:
         wait_status: As ``os.wait`` gives it.
         cpu_s / wall_s / peak_rss: Usage; seconds, seconds, bytes.
-        flags: ``wall`` (killed at the wall clock), ``output`` (killed for writing too much).
+        flags: Why it was killed: ``wall`` (the wall clock), ``cpu``, ``output`` (it wrote too much), ``memory`` (by the
+            kernel, when it held nearly all that it may), ``outside`` (by somebody else, not for anything it did).
         error: Why it could not be started; empty where it was.
         stdout / stderr: What it wrote, cut at the limits.
         outputs: The files asked for; None for one that is missing, too large, a link or no regular file.
@@ -167,10 +172,11 @@ class Launcher:
         self.start()
         try:
             self.send(command)
-            return self.receive(command.wall_s + _ANSWER_GRACE_S)
+            ended = self.receive(command.wall_s + _ANSWER_GRACE_S)
         except (OSError, ValueError) as error:
             self.close()
             raise LauncherLost(f"launcher lost: {type(error).__name__}: {error}") from error
+        return explained(ended, command) if "seccomp" in self.granted else ended
 
     def send(self, command: Command, stdin_fd: int | None = None, stdout_fd: int | None = None) -> None:
         """Give one order; ``stdin_fd`` and ``stdout_fd`` are among ``pass_fds``, for a service."""
@@ -263,3 +269,21 @@ class Launcher:
             except OSError:
                 pass  # it ended just now
         worker.close()
+
+
+def explained(ended: Ended, command: Command) -> Ended:
+    """How a command ended, with the reason of a SIGKILL, which nothing behind the filter can send.
+
+    One without a limit as its reason came from outside: from an operator, or from the kernel of a machine whose memory
+    others filled.
+    """
+    if command.wait_status is not None and not ended.flags:
+        ended = replace(ended, wait_status=command.wait_status(ended))
+    if ended.signal != signal.SIGKILL or ended.flags:
+        return ended
+    memory = (command.memory_mb or command.data_mb) << 20
+    if ended.cpu_s >= command.cpu_s:
+        reason = "cpu"
+    else:
+        reason = "memory" if memory and ended.peak_rss >= OOM_SHARE * memory else "outside"
+    return replace(ended, flags=(reason,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -23,7 +24,6 @@ from lightning_dterm.sandbox.languages.process import Command, Ended, LauncherLo
 from lightning_dterm.sandbox.result import CompileError, Limits, Result, Status, TestOutcome
 from lightning_dterm.types import CallTest
 
-_SIGXCPU, _SIGXFSZ, _SIGKILL = 24, 25, 9
 _MAX_RESTARTS = 8
 _OUT_OF_MEMORY = (b"std::bad_alloc", b"OutOfMemoryError", b"heap out of memory", b"Cannot allocate memory")
 
@@ -231,11 +231,12 @@ class _Run:
 
 def _trouble(ended: Ended, limits: Limits) -> Status | None:
     """Why a process did not end by itself; None where it did."""
-    if "output" in ended.flags or ended.signal == _SIGXFSZ:
+    if "output" in ended.flags or ended.signal == signal.SIGXFSZ:
         return "output"
-    if "wall" in ended.flags or ended.signal == _SIGXCPU or ended.cpu_s >= limits.cpu_s:
+    if {"wall", "cpu"} & set(ended.flags) or ended.signal == signal.SIGXCPU or ended.cpu_s >= limits.cpu_s:
         return "timeout"
-    if (ended.signal or ended.code) and any(words in ended.stderr for words in _OUT_OF_MEMORY):
+    told = (ended.signal or ended.code) and any(words in ended.stderr for words in _OUT_OF_MEMORY)
+    if told or "memory" in ended.flags:
         return "memory"
     return "killed" if ended.signal else None
 

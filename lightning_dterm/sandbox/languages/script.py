@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from typing import ClassVar
@@ -69,7 +70,7 @@ class NodeCompiler(Backend):
         """Check; the artifact is the source itself."""
         report = self.check(language, source, "full", tools)
         artifact = source.encode("utf-8", "replace") if report.status == "ok" else None
-        return Report(report.language, report.compiler, report.status, report.diagnostics, report.cpu_s, artifact)
+        return replace(report, artifact=artifact)
 
     def command(self, artifact: bytes, stdin: bytes, limits: Limits) -> Command:
         """node with a bounded heap; worker threads and inspector have nothing to talk to."""

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from lightning_dterm.sandbox.languages.launcher import LENGTH
-from lightning_dterm.sandbox.languages.process import FENCES, Command, Ended, Launcher, LauncherLost
+from lightning_dterm.sandbox.languages.process import FENCES, Command, Ended, Launcher, LauncherLost, explained
 
 _MAX_ANSWER = 64 << 20
 _CANARY_S = 300.0
+_ATTEMPTS = 3
 
 
 class ServiceLost(Exception):
@@ -22,11 +23,12 @@ class ServiceLost(Exception):
     Attributes:
         timed_out: It did not answer in time.
         ended: How its process ended, where that is known.
+        outside: It, or the launcher that held it, was killed from outside.
     """
 
     def __init__(self, message: str, timed_out: bool = False, ended: Ended | None = None) -> None:
         super().__init__(message)
-        self.timed_out, self.ended = timed_out, ended
+        self.timed_out, self.ended, self.outside = timed_out, ended, False
 
 
 class Service:
@@ -67,25 +69,28 @@ class Service:
     def request(self, message: bytes, wall_s: float) -> bytes:
         """Send one message and wait for the answer; where the process ends over it, once more to a fresh one.
 
-        So whatever another message did to the process is never held against this one.
+        So whatever another message did to the process is never held against this one; nor is a process that was
+        killed from outside.
 
         Raises:
             ServiceLost: no proper answer; the process is gone.
-            LauncherLost: a fresh process does not answer its canary as it should.
+            LauncherLost: a fresh process does not answer its canary as it should, or each one is killed from outside.
             LauncherUnavailable: it cannot be started as isolated as required.
         """
         with self._lock:
             if self._owner != os.getpid() or self._served >= self._lifetime:
                 self.close()
-            for again in (True, False):
-                if self._launcher is None:
-                    self._start()
+            ends = 0
+            for _ in range(_ATTEMPTS):
                 try:
+                    if self._launcher is None:
+                        self._start()
                     return self._asked(message, wall_s)
                 except ServiceLost as lost:
-                    if lost.timed_out or not again:
+                    ends += not lost.outside
+                    if lost.timed_out or ends > 1:
                         raise
-            raise AssertionError("unreachable")
+            raise LauncherLost(f"{self._command.executable} was killed from outside, again and again")
 
     def _asked(self, message: bytes, wall_s: float) -> bytes:
         """One message, one answer; the process is ended where it does not come."""
@@ -98,7 +103,8 @@ class Service:
                 raise ServiceLost("its answer is too large")
             return self._read(size, deadline)
         except ServiceLost as lost:
-            lost.ended = lost.ended or self._ending()
+            if not lost.timed_out:
+                lost.ended, lost.outside = self._ending()
             self.close()
             raise
         except BaseException:
@@ -131,6 +137,8 @@ class Service:
             try:
                 answer = self._asked(message, _CANARY_S)
             except ServiceLost as lost:
+                if lost.outside:
+                    raise
                 raise LauncherLost(f"{self._command.executable} does not compile a good program: {lost}") from lost
             if not accepts(answer):
                 self.close()
@@ -158,13 +166,16 @@ class Service:
             missing -= len(part)
         return b"".join(parts)
 
-    def _ending(self) -> Ended | None:
-        if self._launcher is None:
-            return None
+    def _ending(self) -> tuple[Ended | None, bool]:
+        """How the process ended, None where it lives on or nobody knows; whether it was killed from outside."""
+        assert self._launcher is not None
         try:
-            return self._launcher.receive(2.0)
-        except (OSError, ValueError):
-            return None
+            ended = explained(self._launcher.receive(2.0), self._command)
+        except TimeoutError:
+            return None, False
+        except (OSError, ValueError):  # the launcher is gone, and no program can reach it
+            return None, True
+        return ended, "outside" in ended.flags
 
     def close(self) -> None:
         """End the process; the next request starts another."""
