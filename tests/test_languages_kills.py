@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 import time
@@ -64,8 +65,8 @@ VICTIMS = [
     *(
         pytest.param(*one, marks=pytest.mark.slow)
         for one in (
-            ("c", "gcc", False), ("c", "as", True), ("cpp", "cc1plus", False), ("java", "java", False), ("javascript", "node", False),
-            ("csharp", "mono", False),
+            ("c", "gcc", False), ("c", "as", True), ("cpp", "cc1plus", False), ("java", "java", False),
+            ("javascript", "node", False), ("csharp", "mono", False),
         )
     ),
 ]  # fmt: skip
@@ -268,7 +269,25 @@ def f(x):
 """
 
 
+def test_the_kernel_kills_nobody_for_its_seconds() -> None:
+    needs("c")
+    mine = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    program = (
+        "#include <stdio.h>\n#include <sys/resource.h>\nint main(void) { struct rlimit r; getrlimit(RLIMIT_CPU, &r);"
+        ' printf("%lld %lld", (long long)r.rlim_cur, (long long)r.rlim_max); return 0; }'
+    )
+    with Compilers(slots=1) as made:
+        result = Programs(made, Limits(cpu_s=1.5)).run(ProgramJob("c", program, (IOTest("", f"2 {mine}"),)))
+    assert result is not None
+    assert result.passed
+    python = "import resource\ndef f(x): return list(resource.getrlimit(resource.RLIMIT_CPU))\n"
+    with Sandbox(slots=1, limits=Limits(cpu_s=1.5)) as box:
+        assert box.run(python, "f", [CallTest((1,), [2, mine])]).passed
+
+
+@pytest.mark.slow
 def test_seeming_busy_is_no_way_to_be_killed() -> None:
+    """On an idle machine, where such a program meets nearly every tick."""
     needs("c")
     limits = Limits(cpu_s=1.0, wall_s=4.5)
     with Compilers(slots=1) as made:

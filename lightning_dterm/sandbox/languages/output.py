@@ -94,7 +94,7 @@ def decode(text: str) -> Any:
     """
     try:
         return _decode(json.loads(text, parse_int=_whole), 0)
-    except (ValueError, RecursionError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"malformed value: {type(error).__name__}") from error
 
 
@@ -114,10 +114,10 @@ def _decode(data: Any, depth: int) -> Any:
     if len(data) != 1:
         raise Malformed("object without one tag")
     ((tag, content),) = data.items()
-    if tag == "int":
-        return _whole(content)
-    if tag == "float":
-        return float(content)
+    if tag in ("int", "float"):
+        if not isinstance(content, str):  # a number might be too large for a float
+            raise Malformed("tagged number that is no text")
+        return _whole(content) if tag == "int" else float(content)
     items = [_decode(item, depth + 1) for item in content] if isinstance(content, list) else None
     if tag not in ("set", "map") or items is None:
         raise Malformed("unknown tag")
