@@ -48,7 +48,7 @@ _ERROR_LINE = re.compile(r"^.*\berror: .*$", re.MULTILINE)
 # by 128 more, so that 1 is the driver's own. The linker is started without ``collect2``, another driver.
 _PART = 64
 _WRAPPER = (
-    '/bin/sh,-c,part=$1; shift; case $part in */collect2) part={linker};; esac; "$part" "$@"; code=$?; '
+    '{shell},-c,part=$1; shift; case $part in */collect2) part={linker};; esac; "$part" "$@"; code=$?; '
     f"test $code = 0 || exit $((code + {_PART})),sh"
 )
 _CLANGS_PART_ENDED = 254  # by whatever signal; clang names it last
@@ -146,12 +146,19 @@ class CCompiler(Backend):
 
     @cached_property
     def _wrapper(self) -> str:
-        return _WRAPPER.replace("{linker}", first_line(self.path or "", "-print-prog-name=ld") or "ld")
+        linker = first_line(self.path or "", "-print-prog-name=ld") or "ld"
+        return _WRAPPER.replace("{shell}", self._shell).replace("{linker}", linker)
+
+    @cached_property
+    def _shell(self) -> str:
+        folder, name = os.path.split(which("sh") or "/bin/sh")
+        return os.path.join(os.path.realpath(folder), name)
 
     def rules(self) -> Sequence[tuple[str, str]]:
         """Drivers, headers and libraries of the system; nothing of any user."""
         paths = ["/usr/bin", "/usr/include", "/usr/libexec", "/usr/local/include", "/usr/x86_64-linux-gnu"]
-        paths += [os.path.dirname(os.path.realpath(path)) for path in (self.path, self._plus) if path]
+        paths += [os.path.dirname(os.path.realpath(path)) for path in (self.path, self._plus, self._shell) if path]
+        paths += [os.path.dirname(self._shell)]
         return [(path, "x" if "include" not in path else "r") for path in paths]
 
     def check(self, language: str, source: str, stage: Stage, tools: Tools) -> Report:
