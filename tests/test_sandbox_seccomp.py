@@ -218,6 +218,7 @@ VERDICTS = [  # call, arguments, as a program, as a compiler driver
     ("fcntl", (0, 1024), EPERM, EPERM), ("ioctl", (0, 0x5401), ALLOW, ALLOW), ("ioctl", (0, 0x5412), EPERM, EPERM),
     ("prctl", (15,), ALLOW, ALLOW), ("prctl", (23,), ALLOW, ALLOW), ("prctl", (22,), EPERM, EPERM),
     ("prctl", (4,), EPERM, EPERM), ("prctl", (1,), EPERM, EPERM),
+    ("timer_create", (), EPERM, EPERM), ("timer_settime", (), EPERM, EPERM), ("timerfd_create", (), ALLOW, ALLOW),
     ("socketpair", (1, 1, 0), ALLOW, ALLOW), ("socketpair", (2, 1, 0), EPERM, EPERM),
 ]  # fmt: skip
 
