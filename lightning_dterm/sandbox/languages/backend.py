@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,11 @@ from lightning_dterm.sandbox.languages.service import Service
 from lightning_dterm.sandbox.result import Limits
 
 Stage = Literal["parse", "full"]
+_BEYOND = {
+    "output": "the compiler wrote more than its limit",
+    "timeout": "the compiler needed more than its time limit",
+    "memory": "the compiler needed more than its memory limit",
+}
 _OUT_OF_MEMORY = (b"out of memory", b"Cannot allocate memory", b"virtual memory exhausted")
 
 
@@ -130,14 +134,11 @@ def gave_up(ended: Ended, limits: CompileLimits) -> tuple[ReportStatus, str] | N
     """Why a compiler stopped without a verdict of its own; None where it has one."""
     if ended.error:
         return "infra", ended.error
-    if "output" in ended.flags or ended.signal == signal.SIGXFSZ:
-        return "output", "the compiler wrote more than its limit"
-    if {"wall", "cpu"} & set(ended.flags) or ended.signal == signal.SIGXCPU or ended.cpu_s >= limits.cpu_s:
-        return "timeout", "the compiler needed more than its time limit"
-    if ended.code == 0:  # whatever it quotes
-        return None
-    if "memory" in ended.flags or any(words in ended.stderr for words in _OUT_OF_MEMORY):
-        return "memory", "the compiler needed more than its memory limit"
+    limit = ended.limit(limits.cpu_s)  # a compiler that succeeds may quote any words
+    if limit is None and ended.code != 0 and any(words in ended.stderr for words in _OUT_OF_MEMORY):
+        limit = "memory"
+    if limit is not None:
+        return limit, _BEYOND[limit]
     if ended.signal:
         return "crash", f"the compiler was ended by signal {ended.signal}"
     return None

@@ -118,6 +118,14 @@ class Ended:
         """Its exit code; None where a signal ended it."""
         return os.WEXITSTATUS(self.wait_status) if os.WIFEXITED(self.wait_status) else None
 
+    def limit(self, cpu_s: float) -> Literal["output", "timeout", "memory"] | None:
+        """The limit that ended it, ``cpu_s`` being that of its CPU seconds; None where it went on to its own end."""
+        if "output" in self.flags or self.signal == signal.SIGXFSZ:
+            return "output"
+        if {"wall", "cpu"} & set(self.flags) or self.signal == signal.SIGXCPU or self.cpu_s >= cpu_s:
+            return "timeout"
+        return "memory" if "memory" in self.flags else None
+
 
 class Launcher:
     """One launcher process, started on first use; not thread-safe.

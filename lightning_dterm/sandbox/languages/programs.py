@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -231,12 +230,9 @@ class _Run:
 
 def _trouble(ended: Ended, limits: Limits) -> Status | None:
     """Why a process did not end by itself; None where it did."""
-    if "output" in ended.flags or ended.signal == signal.SIGXFSZ:
-        return "output"
-    if {"wall", "cpu"} & set(ended.flags) or ended.signal == signal.SIGXCPU or ended.cpu_s >= limits.cpu_s:
-        return "timeout"
-    told = (ended.signal or ended.code) and any(words in ended.stderr for words in _OUT_OF_MEMORY)
-    if told or "memory" in ended.flags:
+    if (limit := ended.limit(limits.cpu_s)) is not None:
+        return limit
+    if (ended.signal or ended.code) and any(words in ended.stderr for words in _OUT_OF_MEMORY):
         return "memory"
     return "killed" if ended.signal else None
 
