@@ -93,9 +93,10 @@ def test_a_compiler_killed_from_outside_is_no_verdict(language: str, victim: str
     cache.close()
 
 
+@pytest.mark.slow
 def test_a_linker_killed_from_outside_is_no_verdict() -> None:
     needs("c")
-    slow = '__asm__(".data\\n .fill 60000000, 1, 1\\n .text");'
+    slow = '__asm__(".data\\n .fill 30000000, 1, 1\\n .text");'
     for backend in (CCompiler("gcc"), CCompiler("clang")):
         if backend.path is None:
             continue

@@ -130,7 +130,7 @@ def test_text_tasks_survive_forged_claims(sandbox: Sandbox, name: str) -> None:
 # --- stubs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [55, 58, 59, 60, 61, 62, 63, 64])
+@pytest.mark.parametrize("depth", [61, 62, 63])
 def test_a_value_as_deep_as_the_channel_takes_fails_its_own_program_only(sandbox: Sandbox, depth: int) -> None:
     asserted = task(assert_tests=[{"test": "assert f(2) == 4"}])
     found = TaskJudge(sandbox).run(
