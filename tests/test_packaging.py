@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -90,6 +92,31 @@ def test_every_dependency_is_pinned_above_its_lower_bound() -> None:
         bound = [int(part) for part in match[2].split(".")]
         for version, _ in known[match[1].lower()]:
             assert [int(part) for part in version.split(".")[: len(bound)]] >= bound, requirement
+
+
+def imported(folder: Path) -> dict[str, str]:
+    """Top-level modules that Python files import, at their head or inside functions, and where."""
+    found: dict[str, str] = {}
+    for path in [folder] if folder.is_file() else folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(str(node.module))
+            found |= {name.partition(".")[0]: str(path) for name in names}
+    return found
+
+
+def test_every_imported_library_is_declared() -> None:
+    """Not by another one, which may do without it some day."""
+    declared = {re.split(r"[\[><=; ]", line)[0] for line in PROJECT["project"]["dependencies"]}
+    declared = {re.sub(r"[-_.]+", "-", name).lower() for name in declared}
+    owners = importlib.metadata.packages_distributions()
+    known = {*sys.stdlib_module_names, "lightning_dterm"}
+    for folder in (*TOP, "train.py"):
+        for name, path in imported(ROOT / folder).items():
+            if name not in known:
+                distributions = {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners.get(name, [])}
+                assert distributions & declared, f"{path} imports {name}, which pyproject.toml does not require"
 
 
 def test_pins_are_unambiguous() -> None:
