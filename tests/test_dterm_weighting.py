@@ -283,3 +283,15 @@ def test_float32_under_autocast_and_half_parameters() -> None:
     assert half.dtype == torch.float32
     assert torch.allclose(half.sum(-1), torch.ones(2))
     assert torch.allclose(half, plain, atol=0.05)
+
+
+def test_the_prior_is_no_state_and_older_states_still_load_strictly() -> None:
+    given, other = (HypernetworkWeighting({"a": a, "b": 1 - a}) for a in (0.3, 0.8))
+    for weighting in (given, other):
+        weighting.configure(("a", "b"), 4)
+    state = given.state_dict()
+    assert "hypernetwork.prior" not in state
+    other.load_state_dict({**state, "hypernetwork.prior": torch.tensor([0.3, 0.7])}, strict=True)
+    assert other.prior == {"a": 0.8, "b": pytest.approx(0.2)}
+    alpha = other(torch.zeros(1, 4), torch.ones(1, 2, dtype=torch.bool), ["repair"])
+    assert torch.allclose(alpha, torch.tensor([[0.8, 0.2]]), atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ class Hypernetwork(nn.Module):
         if (prior <= eps).any() or not torch.isclose(prior.sum(), prior.new_ones(())):
             raise ValueError(f"prior weights must sum to 1 and each exceed the floor eps={eps}, got {prior.tolist()}")
         self.eps = eps
-        self.register_buffer("prior", prior.float())
+        self.register_buffer("prior", prior.float(), persistent=False)  # a setting, not state: what is given counts
         self.attention = PrototypeAttention(embedding_dim, prototypes, prototype_dim)
         self.mlp = nn.Sequential(
             nn.Linear(embedding_dim + prototype_dim, hidden),
@@ -118,6 +119,10 @@ class Hypernetwork(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.film = None if film == "none" else FiLM(hidden, len(prior), film)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}prior", None)  # of a time when it was saved
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def prior_weights(self, mask: Tensor) -> Tensor:
         """alpha_0 renormalised over the applicable components ``mask [B, n]``."""
