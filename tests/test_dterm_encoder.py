@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
-from transformers import BertModel, T5Config, T5Model
+from transformers import BertConfig, BertModel, T5Config, T5Model
 
 from lightning_dterm.dterm import HashingEncoder, HFEncoder, TaskEncoder
 from tests.tiny import text_task, tiny_text_encoder
@@ -172,6 +173,33 @@ def test_the_disk_cache_knows_encoders_apart(tiny_bert: Path, tmp_path: Path) ->
     without = frozen(tiny_bert)
     assert torch.equal(without.encode(["fix the bug"])[0], rows[0])
     assert without.identity == encoders[0].identity
+
+
+def test_an_upgrade_of_transformers_changes_the_disk_cache_alone(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on with it, and embeddings are computed anew: by a new version, or with a new default setting."""
+    before = frozen(tiny_bert, tmp_path)
+    before.encode(["bug"])
+    monkeypatch.setattr(transformers, "__version__", "99.0")
+    after = frozen(tiny_bert, tmp_path)
+    after.encode(["bug"])
+    assert after.identity == before.identity
+    assert len(list(tmp_path.glob("*.embeddings"))) == 2
+    usual = BertConfig.to_dict
+    monkeypatch.setattr(BertConfig, "to_dict", lambda self: {**usual(self), "setting_of_version_99": 1})
+    latest = frozen(tiny_bert, tmp_path)
+    latest.encode(["bug"])
+    assert latest.identity == before.identity
+    assert len(list(tmp_path.glob("*.embeddings"))) == 3
+
+
+def test_another_setting_of_the_model_is_another_encoder(tiny_bert: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_bert, tmp_path / "other")
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    assert frozen(other).identity != frozen(tiny_bert).identity
+    assert frozen(shutil.copytree(tiny_bert, tmp_path / "copy")).identity == frozen(tiny_bert).identity
 
 
 def test_a_head_that_the_checkpoint_lacks_is_no_part_of_the_identity(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
@@ -108,7 +109,9 @@ def test_tasks_without_images_are_unchanged_to_the_bit(clip: Path) -> None:
     assert torch.equal(encoder.encode([one.description for one in tasks]), plain)
 
 
-def test_path_and_bytes_are_the_same_and_content_is_seen_once(clip: Path, tmp_path: Path) -> None:
+def test_path_and_bytes_are_the_same_and_content_is_seen_once(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(picture())
     (tmp_path / "c.jpg").write_bytes(picture((0, 0, 255), "JPEG"))
@@ -126,6 +129,11 @@ def test_path_and_bytes_are_the_same_and_content_is_seen_once(clip: Path, tmp_pa
     later.vision.register_forward_hook(lambda *_: pytest.fail("encoded again"))
     assert torch.equal(later.encode_tasks(tasks), rows)
     assert later.identity == encoder.identity
+    monkeypatch.setattr(transformers, "__version__", "99.0")
+    upgraded = fused(clip, cache, image_folder=str(tmp_path))
+    assert upgraded.identity == encoder.identity
+    assert torch.equal(upgraded.encode_tasks(tasks), rows)
+    assert len(list(cache.glob("*.embeddings"))) == 2
 
 
 @pytest.mark.parametrize(("kind", "width"), [("whole", 12), ("plain", 16)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -196,14 +197,20 @@ def test_another_rate_for_the_encoder_and_none_where_it_is_frozen(bert: Path, ac
 def test_under_a_weighting_that_reads_no_embedding_nothing_of_it_trains(
     bert: Path, actor: Path, tmp_path: Path
 ) -> None:
-    assert not encoder_weights(fit(tmp_path, module(actor, trainable(bert), weighting=UniformWeighting()), 2))
+    message = "task_encoder HFEncoder is not trained, because UniformWeighting reads no task embedding: choose another"
+    with pytest.warns(UserWarning, match=message):
+        assert not encoder_weights(fit(tmp_path, module(actor, trainable(bert), weighting=UniformWeighting()), 2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="task_encoder")
+        fit(tmp_path, module(actor, HFEncoder(str(bert), cache_dir=None), weighting=UniformWeighting()), 1)
+        fit(tmp_path, module(actor, trainable(bert)), 1)
 
 
 def test_a_checkpoint_of_another_encoder_is_refused(bert: Path, actor: Path, tmp_path: Path) -> None:
     fit(tmp_path, module(actor, trainable(bert)), 2)
     other = tiny_text_encoder(tmp_path / "other", seed=5)
     for encoder, message in (
-        (trainable(other), "task_encoder's identity is"),
+        (trainable(other), "task_encoder's content is"),
         (HFEncoder(str(bert), cache_dir=None), "trained parts differ.*task_encoder"),
     ):
         with pytest.raises(ResumeError, match=message):

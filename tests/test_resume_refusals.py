@@ -49,6 +49,7 @@ def hyper(dim: int = 16, **sizes: Any) -> dict[str, Any]:
     return {"weighting": HypernetworkWeighting(**sizes), "task_encoder": HashingEncoder(dim)}
 
 
+CONTENT = "task_encoder's content"
 PAIRS = GenerationConfig(max_prompt_length=8, max_new_tokens=2, samples_per_prompt=2)
 
 
@@ -107,6 +108,27 @@ def test_checkpoints_of_older_versions_still_load(actor: Path, tmp_path: Path, s
     del checkpoint["lightning_dterm"]["settings"]
     torch.save(checkpoint, tmp_path / "old.ckpt")
     assert fit(tmp_path, ppo(actor, **_fresh(settings)), 2, resume=tmp_path / "old.ckpt").global_step == 2
+
+
+def test_a_prior_given_at_resume_counts_also_over_that_of_an_older_checkpoint(actor: Path, tmp_path: Path) -> None:
+    """Older ones hold the prior, and an identity of the encoder that changed with every version of transformers."""
+    components = [ScoreOf("share", share_of_a), ScoreOf("rest", lambda text: 1 - share_of_a(text))]
+    data = TextData(batch_size=4, size=16)
+    first = tiny_fit(tmp_path, ppo(actor, **hyper(prior={"share": 0.3, "rest": 0.7})), components, 1, data)
+    first.save_checkpoint(tmp_path / "new.ckpt")
+    old = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    assert "weighting.hypernetwork.prior" not in old["state_dict"]
+    old["state_dict"]["weighting.hypernetwork.prior"] = torch.tensor([0.3, 0.7])
+    settings = old["lightning_dterm"]["settings"]
+    settings["task_encoder's identity"] = f"{settings.pop(CONTENT)} under transformers 4.0"
+    torch.save(old, tmp_path / "old.ckpt")
+    for name in ("new.ckpt", "old.ckpt"):
+        module = ppo(actor, **hyper(prior={"share": 0.8, "rest": 0.2}))
+        trainer = tiny_fit(tmp_path, module, components, 2, data, tmp_path / name)
+        assert trainer.global_step == 2
+        alpha = module.weighting(torch.zeros(1, 16), torch.ones(1, 2, dtype=torch.bool), ["synthesis"])
+        # nothing was learned yet, so the weights are the prior
+        assert torch.allclose(alpha, torch.tensor([[0.8, 0.2]]), atol=1e-6)
 
 
 @pytest.mark.parametrize(("before", "after"), [(lora(), lora(rank=2)), (hyper(film="none"), hyper(32, film="none"))])

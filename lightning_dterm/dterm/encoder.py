@@ -51,7 +51,10 @@ class TaskEncoder(nn.Module):
 
     @property
     def identity(self) -> str:
-        """What tells this encoder from another one of its width, so that no run is resumed with other embeddings."""
+        """What tells this encoder from another one of its width, so that no run is resumed with other embeddings.
+
+        The same under any version of the libraries behind it.
+        """
         return type(self).__qualname__
 
     @property
@@ -173,14 +176,15 @@ class HFEncoder(TaskEncoder):
         self.max_length = min(max_length, _positions(self.model.config, self._tokenizer))
         self.trainable = trainable
         self.model.requires_grad_(trainable).eval()
-        reader = _tokenizer_identity(self._tokenizer)
-        self._identity = f"{pooling} {self.max_length} {model_identity(self.model, reader, unused)}"
+        known = model_identity(self.model, self._tokenizer.get_vocab(), unused)
+        self._identity = f"{pooling} {self.max_length} {known}"
         if not trainable and cache_dir is not None:
-            self._cache = EmbeddingCache(cache_size, EmbeddingFile(cache_dir, self._identity, self.dim))
+            key = cache_key(self._identity, self.model, _tokenizer_state(self._tokenizer))
+            self._cache = EmbeddingCache(cache_size, EmbeddingFile(cache_dir, key, self.dim))
 
     @property
     def identity(self) -> str:
-        """Pooling, length and a hash of configuration, weights (as loaded) and tokenizer."""
+        """Pooling, length and a hash of configuration, weights (as loaded) and vocabulary."""
         return self._identity
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
@@ -259,20 +263,37 @@ def _positions(config: Any, tokenizer: Any) -> int:
     return int(min(positions, tokenizer.model_max_length))
 
 
-def _tokenizer_identity(tokenizer: Any) -> str:
+def _tokenizer_state(tokenizer: Any) -> str:
     """All of a fast tokenizer, the vocabulary of another."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return str(backend.to_str()) if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
 
 
-def model_identity(model: nn.Module, extra: str, unused: Collection[str] = ()) -> str:
-    """A hash of a transformers model's configuration and weights (but ``unused`` ones), ``extra`` and the version."""
+def model_identity(model: nn.Module, extra: object, unused: Collection[str] = ()) -> str:
+    """A hash of what a model is under any version of transformers, so that an upgrade does not end a run.
+
+    Args:
+        model: As loaded. Its configuration is read as it is written there, without the library's own defaults.
+        extra: What else belongs to it, as JSON.
+        unused: Names of weights that are not read.
+    """
+    loaded = cast("Any", model.config)
+    written, _ = loaded.get_config_dict(loaded.name_or_path)
+    config = {k: v for k, v in written.items() if not k.startswith("_") and k != "transformers_version"}
+    weights = sorted(_tensor_hash(v) for k, v in model.state_dict().items() if k not in unused)
+    content = json.dumps([config, extra, weights], sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def cache_key(identity: str, model: nn.Module, reader: str) -> str:
+    """What embeddings on disk depend on: the identity, the configuration with all defaults, and the very version."""
     import transformers
 
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}  # type: ignore[union-attr, operator]
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([config, extra, transformers.__version__], sort_keys=True, default=str).encode())
-    for name, tensor in sorted((k, v) for k, v in model.state_dict().items() if k not in unused):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    config = {k: v for k, v in cast("Any", model.config).to_dict().items() if k != "_name_or_path"}
+    return json.dumps([identity, config, reader, transformers.__version__], sort_keys=True, default=str)
+
+
+def _tensor_hash(tensor: Tensor) -> str:
+    digest = hashlib.blake2b(str(tuple(tensor.shape)).encode(), digest_size=16)
+    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dterm.dterm.embedding_cache import EmbeddingCache, EmbeddingFile
-from lightning_dterm.dterm.encoder import CACHE_DIR, HashingEncoder, TaskEncoder, model_identity
+from lightning_dterm.dterm.encoder import CACHE_DIR, HashingEncoder, TaskEncoder, cache_key, model_identity
 from lightning_dterm.types import CodeTask
 
 # Decoders of pixels only: Pillow hands some other formats to further programs.
@@ -96,8 +96,11 @@ class FusedEncoder(TaskEncoder):
         self._visual_dim = int(config.projection_dim if _projects(self.vision) else config.hidden_size)
         self.fusion = ResidualFusion(self.dim, self._visual_dim, hidden, seed)
         self.image_folder = Path(image_folder).expanduser()
-        self._vision_identity = model_identity(self.vision, self._processor.to_json_string())
-        kept = EmbeddingFile(cache_dir, self._vision_identity, self._visual_dim) if cache_dir is not None else None
+        self._vision_identity = model_identity(self.vision, self._processor.get_image_processor_dict(vision)[0])
+        kept = None
+        if cache_dir is not None:
+            key = cache_key(self._vision_identity, self.vision, self._processor.to_json_string())
+            kept = EmbeddingFile(cache_dir, key, self._visual_dim)
         self._images = EmbeddingCache(cache_size, kept)
 
     @property

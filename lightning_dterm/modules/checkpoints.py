@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 KEY = "lightning_dterm"
 _EXTRA = "_extra_state"
-_SHARDED_METADATA = "meta.pt"  # Lightning's, in the folder that is a sharded checkpoint
 _BEFORE = {"weighting.film": "none", "weighting.normalize": "false"}  # of checkpoints from before these settings
 
 
@@ -62,7 +61,8 @@ def settings_of(module: PPOModule) -> dict[str, Any]:
             settings[f"weighting.{name}"] = type(part).__qualname__
         settings["task_encoder"] = type(module.task_encoder).__qualname__
         settings["task_encoder's width"] = module.task_encoder.dim
-        settings["task_encoder's identity"] = module.task_encoder.identity
+        # once "task_encoder's identity", which held transformers' version; in an old checkpoint it is passed over
+        settings["task_encoder's content"] = module.task_encoder.identity
     return settings
 
 
@@ -80,9 +80,13 @@ def check_before_loading(module: PPOModule) -> None:
     load = type(strategy).load_checkpoint
 
     def checked_load(path: str | Path, *args: Any, **kwargs: Any) -> Any:
-        file = Path(path) / _SHARDED_METADATA if Path(path).is_dir() else Path(path)
-        if file.is_file():
-            check(module, torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+        if Path(path).is_dir():
+            raise ResumeError(
+                f"{path} is a folder of shards, from which no run can be resumed: train with "
+                "save_distributed_checkpoint: false, as configs/strategy/fsdp2.yaml does"
+            )
+        if Path(path).is_file():
+            check(module, torch.load(path, map_location="cpu", mmap=True, weights_only=True))
         return load(strategy, path, *args, **kwargs)
 
     strategy.load_checkpoint = checked_load
