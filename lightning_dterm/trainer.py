@@ -103,13 +103,13 @@ class DTermTrainer(L.Trainer):
             datamodule: Not needed.
 
         Raises:
-            MisconfigurationException: If the checkpoint is a sharded one (a folder) or the model cannot export.
+            MisconfigurationException: If the checkpoint is a folder of shards or the model cannot export.
             ResumeError: If the checkpoint was not written by this module, or for another actor or other parts.
         """
         if Path(ckpt_path).is_dir():
             raise MisconfigurationException(
-                f"{ckpt_path} is a sharded checkpoint: consolidate it first with "
-                f"python -m lightning.pytorch.utilities.consolidate_checkpoint {ckpt_path}"
+                f"{ckpt_path} is a folder of shards, which cannot be exported: train with "
+                "save_distributed_checkpoint: false, as configs/strategy/fsdp2.yaml does"
             )
         export = getattr(model, "export", None)
         if export is None:

@@ -58,6 +58,17 @@ class Record(RolloutCallback):
         self.metrics.append({k: v for k, v in self.rollout.metrics.items() if not k.startswith(left_out)})
 
 
+class LateSuccess(RolloutCallback):
+    """Success is known from one rollout on: the hypernetwork has no gradient before."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def on_rollout_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
+        known = pl_module.global_step >= self.first
+        rollout.outcome = torch.tensor([1 / (1 + len(text)) if known else math.nan for text in rollout.texts])
+
+
 def strategy_of(name: str, devices: int) -> Strategy | str:
     if name == "fsdp2":
         return ModelParallelStrategy(
@@ -125,6 +136,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--micro", type=int)
+    parser.add_argument("--late", type=int)
     parser.add_argument("--lora_rank", type=int, default=4)
     parser.add_argument("--critic", default="separate")
     for flag in ("--supervised", "--gradnorm", "--lora", "--validate", "--report", "--evaluate"):
@@ -153,6 +165,8 @@ def main() -> None:
     module, record, root = build(args), Record(), Path(args.out).parent
     components = [ScoreOf("share", share_of_a), ScoreOf("long", length_if_judged)]
     callbacks: list[L.Callback] = [record]
+    if args.late is not None:
+        callbacks.append(LateSuccess(args.late))
     if args.report:
         callbacks.append(BeforeAfterReport(str(root / "summary.json")))
     if args.checkpoints:

@@ -105,6 +105,19 @@ def test_two_processes_resume_exactly(actor: Path, tmp_path: Path, strategy: str
         assert whole[rank]["kl_coef"] == second[rank]["kl_coef"]
 
 
+@pytest.mark.slow
+def test_fsdp2_resumes_exactly_from_before_the_hypernetworks_first_gradient(actor: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"devices": 2, "strategy": "fsdp2", "steps": 4, "late": 2, "critic": "shared"}
+    saved = tmp_path / "saved"
+    whole = launch(tmp_path / "whole", actor, checkpoints=saved, **options)
+    second = launch(tmp_path / "second", actor, resume=saved / "step=1.ckpt", **options)
+    losses = ["weighting/meta_loss" in metrics for metrics in whole[0]["metrics"]]
+    assert losses == [False, False, True, True]
+    for rank in range(2):
+        assert_same_weights(whole[rank], second[rank], 0.0)
+        assert whole[rank]["metrics"][1:] == second[rank]["metrics"]
+
+
 def assert_same_export(one: Path, two: Path, actor: Path) -> None:
     """Both load in plain transformers, agree to 1e-4, and are not what training began with."""
     models = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (one, two, actor)]

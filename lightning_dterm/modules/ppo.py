@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
@@ -26,7 +27,7 @@ from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.measure import measure
 from lightning_dterm.modules.observe import observe
 from lightning_dterm.modules.scoring import score_responses
-from lightning_dterm.modules.sharding import data_parallel_mesh, shard, whole
+from lightning_dterm.modules.sharding import adam_from_zero, data_parallel_mesh, has_shards, shard, whole
 from lightning_dterm.modules.update import PPOUpdate
 from lightning_dterm.rl.baseline import leave_one_out, spread_baseline
 from lightning_dterm.rl.gae import generalized_advantages
@@ -139,7 +140,13 @@ class PPOModule(CodeModule):
             torch.manual_seed(derive_seed(self.seed, "weighting"))
             self.weighting.configure(names, self.task_encoder.dim)
         if not self.weighting.needs_embedding:
-            self.task_encoder.requires_grad_(False)  # nothing would train it
+            if self.task_encoder.trains and self.trainer.state.fn == "fit":
+                rank_zero_warn(
+                    f"task_encoder {type(self.task_encoder).__name__} is not trained, because "
+                    f"{type(self.weighting).__name__} reads no task embedding: choose another weighting "
+                    "(configs/weighting/hypernetwork.yaml), or leave the task_encoder out"
+                )
+            self.task_encoder.requires_grad_(False)
         self.component_names = names
         # Its gradient is computed from gathered data, equal on all ranks: DDP has nothing to add.
         self._ddp_params_and_buffers_to_ignore = [
@@ -160,7 +167,8 @@ class PPOModule(CodeModule):
         weighting = [p for p in self.meta_parameters() if id(p) not in own]
         meta = (("weighting", weighting, settings.weighting_lr), ("encoder", pretrained, settings.encoder_lr))
         groups += [{"name": name, "params": part, "lr": lr, "weight_decay": 0.0} for name, part, lr in meta if part]
-        return AdamW(groups, betas=tuple(settings.betas), eps=settings.eps, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
+        adam = AdamW(groups, betas=tuple(settings.betas), eps=settings.eps, weight_decay=settings.weight_decay)  # type: ignore[arg-type]
+        return adam_from_zero(adam) if has_shards(self._policy) else adam
 
     def setup(self, stage: str) -> None:
         """Refuse, before any model is loaded, settings that would train wrongly without a word.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from lightning_dterm.modules.distributed import rank
 
@@ -23,7 +24,8 @@ def data_parallel_mesh(module: nn.Module) -> DeviceMesh | None:
 
     Raises:
         ValueError: If the strategy asks for tensor parallelism: no layer here is split, and every process of such a
-            group would train on other data as if it were a replica of its own.
+            group would train on other data as if it were a replica of its own. Or, in training, if it saves
+            checkpoints that are folders: they would hold, and be asked for, other entries than those that train.
     """
     mesh = getattr(module, "device_mesh", None)
     if mesh is None:
@@ -32,6 +34,12 @@ def data_parallel_mesh(module: nn.Module) -> DeviceMesh | None:
         raise ValueError(
             f"tensor_parallel_size must be 1: tensor parallelism is not supported (got "
             f"{mesh['tensor_parallel'].size()}); give data_parallel_size the number of processes"
+        )
+    trainer: Any = module.trainer
+    if trainer.training and trainer.strategy._save_distributed_checkpoint:
+        raise ValueError(
+            "trainer.strategy: save_distributed_checkpoint must be false, as in configs/strategy/fsdp2.yaml: from "
+            "checkpoints that are folders of shards no run could be resumed, nor a model be exported"
         )
     chosen: DeviceMesh = mesh["data_parallel"]
     return chosen
@@ -88,6 +96,19 @@ def unsharded(root: nn.Module, part: nn.Module) -> Iterator[None]:
         for module in sharded:
             module.set_reshard_after_forward(True, recurse=False)
             module.reshard()
+
+
+def adam_from_zero(optimizer: AdamW) -> AdamW:
+    """Give every parameter of a new optimizer the state that Adam would give it before its first gradient.
+
+    It changes no step. Where torch saves or loads a sharded optimizer it gives a state to a parameter without one by a
+    step with gradient 0: after a resume such a parameter would be a step ahead, its bias correction another.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+    return optimizer
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor] | None:

@@ -19,7 +19,15 @@ from lightning_dterm.modules.distributed import all_gather, all_sum, world_size
 from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.forward import BATCHED, JoinedBatch
 from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
-from lightning_dterm.modules.sharding import as_forward, data_parallel_mesh, shard, unsharded, whole
+from lightning_dterm.modules.sharding import (
+    adam_from_zero,
+    as_forward,
+    data_parallel_mesh,
+    has_shards,
+    shard,
+    unsharded,
+    whole,
+)
 from lightning_dterm.rl.generation import Responses, generate
 from lightning_dterm.rl.logprobs import token_logprobs
 from lightning_dterm.types import CodeTask
@@ -122,7 +130,8 @@ class SupervisedModule(CodeModule):
         matrices = [p for p in self.language_model.parameters() if p.requires_grad and p.ndim > 1]
         vectors = [p for p in self.language_model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        return AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
+        adam = AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
+        return adam_from_zero(adam) if has_shards(self.language_model) else adam
 
     def setup(self, stage: str) -> None:
         """Refuse, before the model is loaded, what would train wrongly without a word.
