@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_dterm.attribution.distribute import Attribution, CharSpan, Mode, check_potential_scale, code_token_mask
 from lightning_dterm.attribution.offsets import TokenOffsets
 from lightning_dterm.hooks import RolloutCallback
+from lightning_dterm.modules.distributed import together
 
 if TYPE_CHECKING:
     import lightning as L
@@ -59,14 +60,11 @@ class TokenAttribution(RolloutCallback):
 
         Raises:
             ValueError: Scores or weights are missing, or the tokens do not decode to ``rollout.texts``.
+            ProcessFailed: That is so on another rank.
         """
         if self is not attribution_of(trainer):
             return
-        if rollout.weighed is None or rollout.alpha is None:
-            raise ValueError("TokenAttribution needs scores and alpha: put RewardComputation before it in callbacks")
-        if len(rollout.samples) != len(rollout):
-            raise ValueError(f"rollout.samples has {len(rollout.samples)} samples for {len(rollout)} responses")
-        token_spans = self.token_spans(pl_module, rollout)
+        token_spans = together(self._checked_spans, pl_module, rollout)  # what follows may be a collective
         rollout.token_rewards = self.attribution(trainer, pl_module, rollout, token_spans).total()
         code = code_token_mask(token_spans, [sample.code_spans for sample in rollout.samples], rollout.response_mask)
         # Where the leave-one-out baseline goes: that of the shaped modes belongs to the terminal reward alone.
@@ -76,6 +74,13 @@ class TokenAttribution(RolloutCallback):
         with_evidence = sum(any(spans for spans in row.values()) for row in rollout.evidence)
         rollout.metrics["attribution/code_token_share"] = float(code.sum()) / max(tokens, 1)
         rollout.metrics["attribution/span_share"] = with_evidence / max(len(rollout), 1)
+
+    def _checked_spans(self, pl_module: L.LightningModule, rollout: Rollout) -> list[list[CharSpan]]:
+        if rollout.weighed is None or rollout.alpha is None:
+            raise ValueError("TokenAttribution needs scores and alpha: put RewardComputation before it in callbacks")
+        if len(rollout.samples) != len(rollout):
+            raise ValueError(f"rollout.samples has {len(rollout.samples)} samples for {len(rollout)} responses")
+        return self.token_spans(pl_module, rollout)
 
     def attribution(
         self,

@@ -92,7 +92,7 @@ class HeatMapLogger(RolloutCallback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write maps of the checkpoint that ``validate`` was given."""
         if trainer.state.fn == "validate":
-            self.write(trainer, pl_module, trainer.global_step)  # type: ignore[arg-type]
+            together(self.write, trainer, pl_module, trainer.global_step)  # the other hook is called so
 
     def write(self, trainer: L.Trainer, module: PPOModule, step: int) -> None:
         """Answer the tasks and write both files; a collective."""
@@ -112,8 +112,12 @@ class HeatMapLogger(RolloutCallback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if datamodule is None:
             raise ValueError("HeatMapLogger needs a DataModule: its validation tasks are shown")
-        datamodule.setup("validate")
-        own = together(lambda: [task for batch in datamodule.val_dataloader() for task in batch])
+
+        def read() -> list[CodeTask]:
+            datamodule.setup("validate")
+            return [task for batch in datamodule.val_dataloader() for task in batch]
+
+        own = together(read)
         tasks: list[CodeTask] = global_order(all_gather(own))
         if self.task_ids is None:
             return in_turn(tasks, self.num_tasks)
@@ -155,13 +159,7 @@ def heat_maps(trainer: L.Trainer, module: PPOModule, tasks: Sequence[CodeTask], 
     """
     rewards, attribution = _callbacks(trainer)
     rollout = _answer(module, tasks, temperature)
-    _score(rewards, rollout)
-    assert rollout.scores is not None
-    rollout.embeddings = module.task_encoder.encode_tasks(tasks).to(module.device)
-    types = [task.task_type for task in tasks]
-    rollout.alpha = module.weighting(rollout.embeddings, ~rollout.scores.isnan(), types)
-    rollout.rewards, rollout.ceilings = module.weighting.rewards(rollout.scores, rollout.embeddings, None, types)
-    spans = attribution.token_spans(module, rollout)
+    spans = together(_reward, rewards, attribution, module, rollout)  # attribution may be a collective
     parts = attribution.attribution(trainer, module, rollout, spans).components().to(module.device)
     estimates = _estimates(module, rollout, parts.sum(1))
     code = code_token_mask(spans, [sample.code_spans for sample in rollout.samples], rollout.response_mask)
@@ -202,6 +200,19 @@ def _answer(module: PPOModule, tasks: Sequence[CodeTask], temperature: float) ->
         ref_logprobs=scores.ref_logprobs,
         values=scores.values,
     )
+
+
+def _reward(
+    rewards: RewardComputation, attribution: TokenAttribution, module: PPOModule, rollout: Rollout
+) -> list[list[CharSpan]]:
+    """Score and weigh the answers; gives the characters of their tokens."""
+    _score(rewards, rollout)
+    assert rollout.scores is not None
+    types = [task.task_type for task in rollout.tasks]
+    rollout.embeddings = module.task_encoder.encode_tasks(rollout.tasks).to(module.device)
+    rollout.alpha = module.weighting(rollout.embeddings, ~rollout.scores.isnan(), types)
+    rollout.rewards, rollout.ceilings = module.weighting.rewards(rollout.scores, rollout.embeddings, None, types)
+    return attribution.token_spans(module, rollout)
 
 
 def _score(rewards: RewardComputation, rollout: Rollout) -> None:

@@ -15,6 +15,8 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
+from lightning_dterm.callbacks import HeatMapLogger, TokenAttribution
+from lightning_dterm.callbacks.attribution import attribution_of
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.actor_critic import CriticConfig
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, PPOConfig
@@ -26,7 +28,8 @@ from tests.tiny import ScoreOf, TextData, share_of_a, tiny_trainer
 
 NUMBERS = ("loss", "gradient", "generation")
 HOOKS = ("on_generation_end", "on_rollout_end", "on_rewards_end", "on_update_end")
-PLACES = (*NUMBERS, *HOOKS, "row", "prompt", "encoder", "evaluation")
+MAPPED = ("attribution", "heat map")  # before a collective of their own
+PLACES = (*NUMBERS, *HOOKS, *MAPPED, "row", "prompt", "encoder", "evaluation")
 BATCH = 4
 
 
@@ -51,7 +54,7 @@ def broken(*_: Any, **__: Any) -> Any:
 
 
 class Failing(PPOModule):
-    """In the second rollout logits, task encoder, loss, gradient or the evaluation after it fail on the last rank."""
+    """In the second rollout one of its parts, a heat map or the evaluation after it fails on the last rank."""
 
     where: str
 
@@ -61,6 +64,10 @@ class Failing(PPOModule):
                 self.language_model.register_forward_hook(spoil)
             if self.where == "encoder":
                 self.task_encoder.features = broken  # type: ignore[method-assign]
+            if self.where == "attribution":
+                attribution_of(self.trainer).token_spans = broken  # type: ignore[union-attr, method-assign]
+            if self.where == "heat map":  # nothing else in training calls it
+                self.task_encoder.encode_tasks = broken  # type: ignore[method-assign]
             if self.where == "evaluation":
                 self.evaluator.evaluate = broken  # type: ignore[method-assign]
         return super().collect(batch)
@@ -137,13 +144,17 @@ def outcome(actor: str, folder: Path, where: str, devices: int, strategy: str) -
     module.where = where
     data = Data(batch_size=BATCH, size=16)
     data.where = where
+    callbacks: list[L.Callback] = [Hook(where)] if where in HOOKS else []
+    if where in MAPPED:
+        length = TokenAttribution(mode="uniform", length_normalize=True)
+        callbacks = [length, HeatMapLogger(every_n_rollouts=1, num_tasks=2)]
     trainer = tiny_trainer(
         folder,
         [ScoreOf("share", share_of_a)],
         4,
         devices=devices,
         strategy=strategy_of(strategy, devices),
-        callbacks=[Hook(where)] if where in HOOKS else [],
+        callbacks=callbacks,
         limit_val_batches=int(where == "evaluation"),
         val_check_interval=2,
         num_sanity_val_steps=0,

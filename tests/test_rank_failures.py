@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.rank_failures_run import HOOKS, NUMBERS, PLACES, outcome
+from tests.rank_failures_run import HOOKS, MAPPED, NUMBERS, PLACES, outcome
 from tests.tiny import tiny_actor
 
 SCRIPT = Path(__file__).with_name("rank_failures_run.py")
@@ -23,8 +23,7 @@ SAYS = {
     **dict.fromkeys(HOOKS, "KeyError: 'no such column'"),
     "row": "ValueError: tasks.jsonl, line 7: prompt must be a text, got 3",
     "prompt": "ValueError: task t/",
-    "encoder": "OSError: no space left on device",
-    "evaluation": "OSError: no space left on device",
+    **dict.fromkeys((*MAPPED, "encoder", "evaluation"), "OSError: no space left on device"),
 }
 SUMMED = ("loss", "gradient")  # over ranks before anyone looks: all ranks find the same
 
@@ -68,7 +67,7 @@ def test_both_of_two_processes_stop(actor: Path, tmp_path: Path, strategy: str, 
     assert process.returncode == 0, output[-3000:]
     first, last = (json.loads(Path(f"{out}.rank{rank}").read_text()) for rank in range(2))
     for where in places:
-        done = 2 if where in ("on_update_end", "evaluation") else 1
+        done = 2 if where in ("on_update_end", "heat map", "evaluation") else 1
         assert first[where]["rollouts"] == last[where]["rollouts"]
         assert done - 1 <= last[where]["rollouts"] <= done
         assert last[where]["error"].startswith(SAYS[where].format("1 of 2"))
