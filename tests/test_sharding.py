@@ -14,8 +14,10 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 from torch.optim import AdamW
 
+from lightning_dterm.modules.checkpoints import number_by_module
 from lightning_dterm.modules.sharding import adam_from_zero, data_parallel_mesh
 
 
@@ -72,6 +74,30 @@ def test_a_checkpoint_from_before_a_first_gradient_resumes_exactly() -> None:
         for one, two in zip(model.parameters(), resumed.parameters(), strict=True):
             assert torch.equal(one, two)
             assert float(optimizer.state[two]["step"]) == float(whole.state[one]["step"])
+
+
+def test_a_checkpoint_of_one_process_keeps_its_numbers_under_fsdp2() -> None:
+    """FSDP2 gives the state with number i to the module's parameter i, in whatever order the optimizer has them."""
+    model = two_parts()
+    names = dict(model.named_parameters())
+    groups = [{"params": [names[f"{part}.{kind}"] for part in ("first", "late")]} for kind in ("bias", "weight")]
+    optimizer = AdamW(groups, lr=0.1)
+    step(model, optimizer, "late")
+    checkpoint = {"optimizer_states": [optimizer.state_dict()]}
+    module: Any = SimpleNamespace(parameters=model.parameters, trainer=SimpleNamespace(optimizers=[optimizer]))
+    number_by_module(module, checkpoint)
+    (saved,) = checkpoint["optimizer_states"]
+    renamed = FullyShardedDataParallel.rekey_optim_state_dict(copy.deepcopy(saved), OptimStateKeyType.PARAM_NAME, model)
+    assert set(renamed["state"]) == {"late.weight", "late.bias"}
+    for name, state in renamed["state"].items():
+        assert torch.equal(state["exp_avg"], optimizer.state[names[name]]["exp_avg"])
+    again = AdamW(groups, lr=0.1)
+    again.load_state_dict(saved)
+    for parameter, state in optimizer.state.items():
+        assert torch.equal(again.state[parameter]["exp_avg"], state["exp_avg"])
+    number_by_module(module, checkpoint)  # FSDP2's own are numbered so: nothing changes
+    assert list(checkpoint["optimizer_states"][0]["state"]) == list(saved["state"])
+    number_by_module(module, {"optimizer_states": [{}]})  # a rank that has nothing to save
 
 
 def strategy(tensor_parallel: int, folders: bool, training: bool) -> Any:

@@ -11,6 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 if TYPE_CHECKING:
+    from lightning import LightningModule
+
     from lightning_dterm.modules.ppo import PPOModule
 
 KEY = "lightning_dterm"
@@ -35,6 +37,7 @@ def save(module: PPOModule, checkpoint: dict[str, Any]) -> None:
         for name, tensor in checkpoint["state_dict"].items()
         if name in trainable or (name.startswith("weighting.") and not name.endswith(_EXTRA))
     }
+    number_by_module(module, checkpoint)
     assert module.policy is not None
     checkpoint[KEY] = {
         "actor": module.policy.fingerprint,
@@ -47,6 +50,23 @@ def save(module: PPOModule, checkpoint: dict[str, Any]) -> None:
         "seed": module.seed,
         "settings": settings_of(module),
     }
+
+
+def number_by_module(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Number parameters in the saved optimizers as the module lists them, not as the optimizer does.
+
+    FSDP2 takes the numbers for that, so that it would give the state of a run without it to other parameters; others
+    go by the order alone.
+    """
+    place = {id(parameter): number for number, parameter in enumerate(module.parameters())}
+    for saved, optimizer in zip(checkpoint.get("optimizer_states", []), module.trainer.optimizers, strict=False):
+        if "param_groups" not in saved:  # under FSDP2 rank 0 alone has it
+            continue
+        numbers: dict[Any, int] = {}
+        for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+            numbers |= {old: place[id(p)] for old, p in zip(group["params"], own["params"], strict=True)}
+            group["params"] = [numbers[old] for old in group["params"]]
+        saved["state"] = {numbers[old]: state for old, state in saved["state"].items()}
 
 
 def settings_of(module: PPOModule) -> dict[str, Any]:

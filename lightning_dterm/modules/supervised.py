@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lightning_dterm.callbacks.stop import stopped_by_signal
 from lightning_dterm.modules.agreement import choose_route
 from lightning_dterm.modules.base import CodeModule
+from lightning_dterm.modules.checkpoints import number_by_module
 from lightning_dterm.modules.config import GenerationConfig, check_at_least, check_positive
 from lightning_dterm.modules.distributed import all_gather, all_sum, world_size
 from lightning_dterm.modules.export import export_model
@@ -257,6 +258,7 @@ class SupervisedModule(CodeModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the counts, which are of all ranks."""
+        number_by_module(self, checkpoint)
         checkpoint[_KEY] = {"overlong_prompts": self.overlong_prompts, "cut_references": self.cut_references}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
