@@ -6,18 +6,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
-from lightning_dterm.structure.parsing import Grammar
+from lightning_dterm.structure.parsing import ERROR_KIND, Grammar
 from lightning_dterm.structure.tables import CONTENTS, IGNORED, TABLES, Hoist, Loop, Rule, Table
+
+NAMED_ROLE, RULE_ROLE, LITERAL_ROLE, IGNORED_ROLE = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compiled:
-    """A table in the kind and field numbers of a grammar."""
+    """A table in the kind and field numbers of a grammar.
+
+    Attributes:
+        roles: Per kind number what such a node is: 0 punctuation, or one of the roles.
+        spellings: Named kinds that are keywords when they are spelled like their name (``this``).
+    """
 
     table: Table
     rules: dict[int, Rule]
+    roles: bytes
+    spellings: dict[int, str]
     names: frozenset[int]
-    literals: frozenset[int]
     sequences: frozenset[int]
     contents: frozenset[int]
     ignored: frozenset[int]
@@ -53,9 +61,17 @@ def compile_table(grammar: Grammar, table: Table) -> Compiled:
     rules = {number: rule for name, rule in table.rules.items() for number in numbers([name])}
     special = {rule.kind for rule in table.rules.values() if isinstance(rule, Hoist)}
     special |= {rule.clause for rule in table.rules.values() if isinstance(rule, Loop) and rule.clause}
+    names, ignored = numbers(table.names), numbers(IGNORED, strict=False)
+    roles = bytearray(ERROR_KIND + 1)
+    roles[: len(grammar.named)] = grammar.named
+    roles[ERROR_KIND] = NAMED_ROLE
+    for role, some in ((IGNORED_ROLE, ignored), (LITERAL_ROLE, numbers(table.literals)), (RULE_ROLE, frozenset(rules))):
+        for number in some:
+            roles[number] = role
+    spellings = {n: kind for n, kind in enumerate(grammar.kinds) if grammar.named[n] and n not in names}
     return Compiled(
-        table, rules, numbers(table.names), numbers(table.literals), numbers(table.sequences),
-        numbers(CONTENTS, strict=False), numbers(IGNORED, strict=False),
+        table, rules, bytes(roles), spellings, names, numbers(table.sequences),
+        numbers(CONTENTS, strict=False), ignored,
         {name: numbers([name]) for name in sorted(special)}, grammar,
     )  # fmt: skip
 

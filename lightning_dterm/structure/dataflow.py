@@ -13,8 +13,6 @@ absurdly (loops beyond 16, branches beyond 64 levels) what lies deeper is read s
 
 from __future__ import annotations
 
-from collections import Counter
-
 from lightning_dterm.structure.compiled import Compiled, compiled_for
 from lightning_dterm.structure.counts import Overlap
 from lightning_dterm.structure.machine import DataFlow, Item, Machine, Range
@@ -32,14 +30,14 @@ def data_flow(tree: SyntaxTree, compiled: Compiled | None = None) -> DataFlow:
 
 def overlap(candidate: DataFlow, reference: DataFlow) -> Overlap:
     """Items in both, each as often as both have it."""
-    ours, theirs = Counter(candidate.items), Counter(reference.items)
-    matched = sum(min(count, ours[item]) for item, count in theirs.items())
+    theirs = reference.counts
+    matched = sum(min(count, theirs[item]) for item, count in candidate.counts.items() if item in theirs)
     return Overlap(matched, len(reference.items), len(candidate.items))
 
 
 def unmatched(candidate: DataFlow, reference: DataFlow) -> list[Range]:
     """Character ranges of the candidate's tokens whose items the reference does not have (any more)."""
-    left = Counter(reference.items)
+    left = reference.counts.copy()
     found = []
     for item, place in zip(candidate.items, candidate.ranges, strict=True):
         if left[item] > 0:

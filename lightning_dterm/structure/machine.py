@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 from lightning_dterm.structure.compiled import Compiled
 from lightning_dterm.structure.parsing import ERROR_KIND, SyntaxTree
+from lightning_dterm.structure.reading import read_tokens
 from lightning_dterm.structure.tables import Binding, Branch, Loop, Rule, Update
-from lightning_dterm.structure.worker import MISSING
 
 _MAX_LOOPS = 16
 _MAX_BRANCHES = 64
 
 Item = tuple[int, str, tuple[int, ...]]
 Range = tuple[int, int]
+Step = Callable[[], object]
 
 
-@dataclass(slots=True, eq=False)
-class Node:
-    """A token with its relation and its sources."""
-
-    relation: str
-    name: str
-    sources: dict[int, str] = field(default_factory=dict)  # token to its name
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class DataFlow:
     """A program's items in the order of their tokens, and the character range of each one's token."""
 
@@ -36,6 +30,11 @@ class DataFlow:
 
     def __post_init__(self) -> None:
         assert len(self.items) == len(self.ranges)
+
+    @cached_property
+    def counts(self) -> Counter[Item]:
+        """How often each item occurs: a reference is asked again and again."""
+        return Counter(self.items)
 
 
 class Machine:
@@ -46,103 +45,60 @@ class Machine:
 
     def __init__(self, tree: SyntaxTree, compiled: Compiled) -> None:
         self.tree, self.compiled, self.table = tree, compiled, compiled.table
+        self.reading = read_tokens(tree, compiled)
         self.state: dict[str, int] = {}
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, tuple[str, set[int]]] = {}  # token to its relation and its sources
         self.used: set[int] = set()
         self.joins: list[tuple[int, ...]] = []
         self.journals: list[dict[str, int | None]] = []
         self.arms: list[list[dict[str, int]]] = []
         self.repeating = self.loops = 0
-        self.todo: list[tuple[Any, ...]] = [(self.visit, 0, len(tree))]
+        self.todo: list[Step] = [partial(self.visit, 0, len(tree))]
 
     def run(self) -> None:
         """Work until nothing is left to do."""
         todo = self.todo
         while todo:
-            operation, *arguments = todo.pop()
-            operation(*arguments)
+            todo.pop()()
 
-    def plan(self, *operations: tuple[Any, ...]) -> None:
+    def plan(self, *operations: Step) -> None:
         """Do these next, in this order."""
         self.todo.extend(reversed(operations))
 
-    def nodes_of(self, nodes: Iterable[int]) -> list[tuple[Any, ...]]:
+    def nodes_of(self, nodes: Iterable[int]) -> list[Step]:
         """Operations that visit some nodes."""
-        return [(self.visit, node, self.tree.stops[node]) for node in nodes]
+        visit, stops = self.visit, self.tree.stops
+        return [partial(visit, node, stops[node]) for node in nodes]
 
     def visit(self, node: int, stop: int) -> None:
         """Read everything in ``[node, stop)`` from left to right."""
-        kinds, stops, compiled = self.tree.kinds, self.tree.stops, self.compiled
-        rules, literals, ignored, named = compiled.rules, compiled.literals, compiled.ignored, compiled.grammar.named
-        while node < stop:
-            kind, after = kinds[node], stops[node]
+        order = self.reading.order
+        first = bisect_left(order, node)
+        self.walk(first, bisect_left(order, stop, first))
+
+    def walk(self, first: int, last: int) -> None:
+        """As :meth:`visit`, by places in the order of reading."""
+        kinds, rules, names, order = self.tree.kinds, self.compiled.rules, self.compiled.names, self.reading.order
+        words, state, nodes = self.reading.words, self.state, self.nodes
+        for place in range(first, last):
+            node = order[place]
+            kind = kinds[node]
             if kind in rules:
-                self.todo.append((self.visit, after, stop))
+                after = bisect_left(order, self.tree.stops[node], place + 1, last)
+                self.todo.append(partial(self.walk, after, last))
                 if self.apply(rules[kind], node):
                     return
                 self.todo.pop()
-                node += 1
-            elif kind in literals:
-                code = self.code_inside(node)
-                if code:
-                    self.plan(*self.nodes_of(code), (self.visit, after, stop))
-                    return
-                self.read(node)
-                node = after
-            elif after > node + 1:
-                node = after if kind in ignored else node + 1
-            else:
-                if (kind == ERROR_KIND or named[kind]) and kind not in ignored:
-                    self.read(node)
-                node = after
-
-    def code_inside(self, node: int) -> list[int]:
-        """Children of a literal that are code."""
-        compiled = self.compiled
-        return [
-            child
-            for child in self.tree.children(node)
-            if self.tree.kinds[child] == ERROR_KIND
-            or (compiled.grammar.named[self.tree.kinds[child]] and self.tree.kinds[child] not in compiled.contents)
-        ]
-
-    def token(self, node: int) -> str:
-        """A token's text; empty where it is no token of the data flow (keywords; made up by the parser)."""
-        tree = self.tree
-        if tree.fields[node] & MISSING:
-            return ""
-        text = tree.text[tree.starts[node] : tree.ends[node]]
-        kind = tree.kinds[node]
-        if kind not in self.compiled.names and kind != ERROR_KIND and self.compiled.grammar.kinds[kind] == text:
-            return ""
-        return text
-
-    def tokens(self, nodes: Iterable[int]) -> dict[int, str]:
-        """The tokens below some nodes, with their texts."""
-        tree, compiled, found = self.tree, self.compiled, {}
-        for top in nodes:
-            todo = [(top, tree.stops[top])]
-            while todo:
-                node, stop = todo.pop()
-                while node < stop:
-                    kind, after = tree.kinds[node], tree.stops[node]
-                    leaf = after == node + 1
-                    if kind in compiled.literals:
-                        code = self.code_inside(node)
-                        if code:
-                            todo.append((after, stop))
-                            todo.extend((child, tree.stops[child]) for child in reversed(code))
-                            break
-                        leaf = True
-                    if kind in compiled.ignored:
-                        node = after
-                    elif leaf:
-                        if compiled.grammar.is_named(kind) and (text := self.token(node)):
-                            found[node] = text
-                        node = after
-                    else:
-                        node += 1
-        return found
+                continue
+            # A token is read: it comes from what defined it, or is seen for the first time.
+            if node not in nodes:
+                nodes[node] = ("comesFrom", set())
+            name = words[node]
+            if name in state:
+                self.used.add(state[name])
+                nodes[node][1].add(node)
+            elif kind in names:
+                self.define(name, node)
 
     def define(self, name: str, definition: int) -> None:
         """From here on ``name`` is what ``definition`` made it."""
@@ -150,38 +106,21 @@ class Machine:
             self.journals[-1].setdefault(name, self.state.get(name))
         self.state[name] = definition
 
-    def read(self, node: int) -> None:
-        """A token is read: it comes from what defined it, or is seen for the first time."""
-        name = self.token(node)
-        if not name:
-            return
-        entry = self.nodes.get(node)
-        if entry is None:
-            entry = self.nodes[node] = Node("comesFrom", name)
-        if name in self.state:
-            definition = self.state[name]
-            self.used.add(definition)
-            entry.sources.setdefault(node, name)
-        elif self.tree.kinds[node] in self.compiled.names:
-            self.define(name, node)
-
     def assign(self, targets: list[int], values: list[int], relation: str, own: bool) -> None:
         """Every token of the targets gets its value from every token of the values (and from itself)."""
-        sources = self.tokens(values)
-        places = self.tokens(targets)
+        tokens, stops, state = self.reading.tokens, self.tree.stops, self.state
+        sources = set(tokens((value, stops[value]) for value in values))
+        places = tokens((target, stops[target]) for target in targets)
         if own:
-            for name in places.values():
-                if name in self.state:
-                    self.used.add(self.state[name])
-            sources = {**places, **sources}
+            self.used.update(state[name] for name in places.values() if name in state)
+            sources.update(places)
         self.used.update(sources)
         for node, name in places.items():
-            entry = self.nodes.get(node)
             declared = not values and relation == "comesFrom"  # an assignment has a value, be it a bare ``this``
-            if entry is None and (sources or declared or self.table.empty_values):
-                entry = self.nodes[node] = Node(relation, name)
-            if entry is not None:
-                entry.sources.update(sources)
+            if node not in self.nodes and (sources or declared or self.table.empty_values):
+                self.nodes[node] = (relation, set())
+            if node in self.nodes:
+                self.nodes[node][1].update(sources)
             self.define(name, node)
 
     # Rules ------------------------------------------------------------------------------------------------------------
@@ -199,7 +138,8 @@ class Machine:
         kinds = self.compiled.clauses[rule.kind]
         children = self.tree.children(node)
         first = [child for child in children if self.tree.kinds[child] in kinds]
-        self.plan(*self.nodes_of(first), *self.nodes_of(child for child in children if child not in set(first)))
+        rest = [child for child in children if self.tree.kinds[child] not in kinds]
+        self.plan(*self.nodes_of([*first, *rest]))
         return True
 
     def parts(self, rule: Binding, node: int) -> tuple[list[int], list[int], bool]:
@@ -245,15 +185,13 @@ class Machine:
         self.plan(*self.nodes_of(values), *self.assignments(rule, targets, values, compound))
         return True
 
-    def assignments(
-        self, rule: Binding, targets: list[int], values: list[int], compound: bool
-    ) -> list[tuple[Any, ...]]:
+    def assignments(self, rule: Binding, targets: list[int], values: list[int], compound: bool) -> list[Step]:
         """One assignment, or one per element where targets and values are sequences of one length."""
         left, right = self.elements(targets), self.elements(values)
         own = compound and rule.augments
         if left and right and len(left) == len(right) > 1:
-            return [(self.assign, [a], [b], rule.relation, own) for a, b in zip(left, right, strict=True)]
-        return [(self.assign, targets, values, rule.relation, own)]
+            return [partial(self.assign, [a], [b], rule.relation, own) for a, b in zip(left, right, strict=True)]
+        return [partial(self.assign, targets, values, rule.relation, own)]
 
     def elements(self, nodes: list[int]) -> list[int]:
         """What a side of an assignment consists of; empty where it is a single thing."""
@@ -306,7 +244,7 @@ class Machine:
             self.plan(*turn, *self.nodes_of(after))
         else:
             self.loops += 1
-            self.plan(*turn, (self.repeat, 1), *more, (self.repeat, -1), *self.nodes_of(after))
+            self.plan(*turn, partial(self.repeat, 1), *more, partial(self.repeat, -1), *self.nodes_of(after))
         return True
 
     def repeat(self, change: int) -> None:
@@ -323,11 +261,11 @@ class Machine:
         children = self.tree.children(node)
         others = [child for child in children if self.tree.fields[child] in fields]
         first = [child for child in children if self.tree.fields[child] not in fields]
-        steps: list[tuple[Any, ...]] = [(self.open_arm, True), *self.nodes_of(first), (self.close_arm,)]
+        steps: list[Step] = [partial(self.open_arm, True), *self.nodes_of(first), self.close_arm]
         for other in others:
-            steps += [(self.open_arm, False), *self.nodes_of([other]), (self.close_arm,)]
+            steps += [partial(self.open_arm, False), *self.nodes_of([other]), self.close_arm]
         # Python's elif: an alternative that is a condition leaves the way past it open, unless an else comes last.
-        self.plan(*steps, (self.join, rule.keeps_entry or not self.ends_in_else(others)))
+        self.plan(*steps, partial(self.join, rule.keeps_entry or not self.ends_in_else(others)))
         return True
 
     def ends_in_else(self, others: list[int]) -> bool:
@@ -380,20 +318,20 @@ class Machine:
     def result(self) -> DataFlow:
         """Number the names and list the items."""
         self.spread_use()
+        starts, ends, words, used = self.tree.starts, self.tree.ends, self.reading.words, self.used
         numbers: dict[str, int] = {}
-        items, ranges = [], []
-        for node in sorted(self.nodes):
-            entry = self.nodes[node]
-            if not entry.sources and node not in self.used:
-                continue
-            places, name = entry.sources, entry.name
+        items: list[Item] = []
+        ranges: list[Range] = []
+        for node, (relation, places) in sorted(self.nodes.items()):
+            sources: tuple[int, ...] = ()
             if len(places) > 1:
-                names = [places[source] for source in sorted(places)]
-                for source_name in names:
-                    numbers.setdefault(source_name, len(numbers))
-                sources = tuple(sorted({numbers[source_name] for source_name in names}))
-            else:
-                sources = tuple(numbers.setdefault(one, len(numbers)) for one in places.values())
-            items.append((numbers.setdefault(name, len(numbers)), entry.relation, sources))
-            ranges.append((self.tree.starts[node], self.tree.ends[node]))
+                # One after the other: each may be new.
+                sources = tuple(sorted({numbers.setdefault(words[place], len(numbers)) for place in sorted(places)}))
+            elif places:
+                (place,) = places
+                sources = (numbers.setdefault(words[place], len(numbers)),)
+            elif node not in used:
+                continue
+            items.append((numbers.setdefault(words[node], len(numbers)), relation, sources))
+            ranges.append((starts[node], ends[node]))
         return DataFlow(items, ranges)

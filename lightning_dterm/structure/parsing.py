@@ -28,12 +28,13 @@ __all__ = ["ERROR_KIND", "LANGUAGES", "Grammar", "ParseLimits", "ParserUnavailab
            "grammar", "shared_parser"]  # fmt: skip
 
 ERROR_KIND = 0xFFFF
-_NODE_SIZE = sum(array(code).itemsize for code in TYPECODES)
+_SIZES = tuple(array(code).itemsize for code in TYPECODES)
+_NODE_SIZE = sum(_SIZES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Grammar:
-    """What the kind and field numbers of a language mean.
+    """What the kind and field numbers of a language mean. One per language: see :func:`grammar`.
 
     Attributes:
         language: Name.
@@ -105,10 +106,11 @@ class SyntaxTree:
 
     def children(self, node: int) -> list[int]:
         """Indices of a node's children."""
-        found, child, stop = [], node + 1, self.stops[node]
+        stops = self.stops
+        found, child, stop = [], node + 1, stops[node]
         while child < stop:
             found.append(child)
-            child = self.stops[child]
+            child = stops[child]
         return found
 
     def token(self, node: int) -> str:
@@ -234,12 +236,11 @@ def _tree(key: tuple[str, str], size: int, reply: bytes | Beyond) -> SyntaxTree 
     if isinstance(reply, Beyond):
         return None
     language, text = key
-    count, place, arrays = len(reply) // _NODE_SIZE, 0, []
-    for code in TYPECODES:
-        values = array(code)
-        values.frombytes(reply[place : place + count * values.itemsize])
-        place += count * values.itemsize
-        arrays.append(values)
+    count, place = len(reply) // _NODE_SIZE, 0
+    arrays = []
+    for code, width in zip(TYPECODES, _SIZES, strict=True):
+        arrays.append(array(code, reply[place : place + count * width]))
+        place += count * width
     kinds, fields, starts, ends, stops = arrays
     if size != len(text):
         positions = _positions(text)

@@ -162,11 +162,16 @@ class ParserProcess:
                 reply: bytes | Beyond
                 try:
                     process = self._ready()
-                    while sent < len(todo) and (not outstanding or outstanding + len(requests[todo[sent]][2]) < _PIPE):
-                        outstanding += _send(process, requests[todo[sent]])
-                        sent += 1
+                    if outstanding < _PIPE // 2:
+                        first = sent
+                        while sent < len(todo) and (
+                            not outstanding or outstanding + _size(requests[todo[sent]]) < _PIPE
+                        ):
+                            outstanding += _size(requests[todo[sent]])
+                            sent += 1
+                        _send(process, *(requests[index] for index in todo[first:sent]))
                     reply = self._reply(process)
-                    outstanding -= len(source) + REQUEST.size
+                    outstanding -= REQUEST.size + len(source)
                 except (OSError, EOFError) as error:
                     # Replies come in order, so the first that is missing belongs to the text that did it.
                     reply = self._again(requests[todo[answered]], error)
@@ -223,23 +228,25 @@ class ParserProcess:
         return True
 
     def _reply(self, process: subprocess.Popen[bytes]) -> bytes:
-        deadline = time.monotonic() + self.limits.wall_s
-        (count,) = REPLY.unpack(self._receive(process, REPLY.size, deadline))
-        return self._receive(process, count, deadline)
+        self._receive(process, REPLY.size)
+        count = REPLY.size + REPLY.unpack_from(self._received)[0]
+        self._receive(process, count)
+        data = bytes(self._received[REPLY.size : count])
+        del self._received[:count]
+        return data
 
-    def _receive(self, process: subprocess.Popen[bytes], count: int, deadline: float) -> bytes:
+    def _receive(self, process: subprocess.Popen[bytes], count: int) -> None:
+        """Wait until ``count`` bytes of the reply are there."""
         assert process.stdout is not None
-        descriptor, buffer = process.stdout.fileno(), self._received
+        descriptor, buffer, deadline = process.stdout.fileno(), self._received, 0.0
         while len(buffer) < count:
+            deadline = deadline or time.monotonic() + self.limits.wall_s
             if not select.select([descriptor], [], [], max(deadline - time.monotonic(), 0.0))[0]:
                 raise TimeoutError("the parser is beyond its wall-clock limit")
             part = os.read(descriptor, 1 << 20)
             if not part:
                 raise EOFError("the parser died")
             buffer += part
-        data = bytes(buffer[:count])
-        del buffer[:count]
-        return data
 
     def close(self) -> None:
         """End the process, after the stream of another thread; the next text starts another."""
@@ -270,12 +277,15 @@ class ParserProcess:
                 self._end()
 
 
-def _send(process: subprocess.Popen[bytes], request: Request) -> int:
-    """Write one request; its size."""
+def _size(request: Request) -> int:
+    return REQUEST.size + len(request[2])
+
+
+def _send(process: subprocess.Popen[bytes], *requests: Request) -> None:
+    """Write some requests."""
     assert process.stdin is not None
-    task, language, source = request
-    view = memoryview(REQUEST.pack(task, _INDEX[language], len(source)) + source)
-    size = len(view)
+    view = memoryview(
+        b"".join(REQUEST.pack(task, _INDEX[language], len(source)) + source for task, language, source in requests)
+    )
     while view:
         view = view[os.write(process.stdin.fileno(), view) :]
-    return size

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
 
 from lightning_dterm.structure.counts import Overlap
 from lightning_dterm.structure.parsing import ERROR_KIND, Grammar, SyntaxTree
@@ -30,6 +31,16 @@ def _skipped(grammar: Grammar) -> tuple[frozenset[int], frozenset[int], frozense
     python = grammar.language == "python"
     statements = grammar.numbers("expression_statement") if python else ()
     return frozenset(comments), frozenset(statements), frozenset(grammar.numbers("string") if python else ())
+
+
+@cache
+def _parts(grammar: Grammar) -> bytes:
+    """Per kind number: whether subtrees are made of it."""
+    comments, _, _ = _skipped(grammar)
+    return bytes(
+        kind == ERROR_KIND or (kind < len(grammar.kinds) and grammar.is_named(kind) and kind not in comments)
+        for kind in range(ERROR_KIND + 1)
+    )
 
 
 def is_docstring(tree: SyntaxTree, node: int) -> bool:
@@ -62,40 +73,47 @@ def number_subtrees(tree: SyntaxTree, table: Mapping[Key, int], grow: dict[Key, 
         table: Known subtrees: (kind, field and number of each child...) to number.
         grow: The table itself where unknown subtrees are to be entered; None: they get -1.
     """
-    kinds, fields, stops = tree.kinds, tree.fields, tree.stops
-    named, (comments, statements, _) = tree.grammar.named, _skipped(tree.grammar)
-    numbers = [_UNKNOWN] * len(tree)
+    kinds, fields, stops = tree.kinds.tolist(), tree.fields.tolist(), tree.stops.tolist()
+    nodes, (_, statements, _) = _nodes(tree), _skipped(tree.grammar)
+    numbers = [_UNKNOWN] * len(kinds)
     subtrees: list[int] = []
-    done: list[int] = []
-    for node in range(len(tree) - 1, -1, -1):
-        kind, stop, made_up = kinds[node], stops[node], fields[node] & MISSING
-        if kind in comments or not (kind == ERROR_KIND or named[kind] or made_up):
-            continue
-        if kind in statements and is_docstring(tree, node):
-            while subtrees and subtrees[-1] < stop:
-                subtrees.pop()
-            while done and done[-1] < stop:
-                done.pop()
-            continue
+    done: list[int] = []  # roots of what is numbered and has no parent yet, and how they enter the parent's key
+    codes: list[int] = []
+    for node in reversed(nodes):
+        kind, field, stop = kinds[node], fields[node], stops[node]
         if stop == node + 1 and node:
-            numbers[node] = kind + (ERROR_KIND + 1 if made_up else 0)
-            done.append(node)
-            continue
-        key, known = [kind], True
-        while done and done[-1] < stop:
-            child = done.pop()
-            number = numbers[child]
-            known = known and number >= 0
-            key.append((fields[child] & ~MISSING) << 48 | (number & 0xFFFFFFFFFFFF))
-        done.append(node)
-        subtrees.append(node)
-        if known:
-            found = tuple(key)
-            number = table.get(found, _UNKNOWN)
+            number = kind + (ERROR_KIND + 1 if field & MISSING else 0)
+        else:
+            place = len(done)
+            while place and done[place - 1] < stop:
+                place -= 1
+            if kind in statements and is_docstring(tree, node):
+                del done[place:], codes[place:]
+                while subtrees and subtrees[-1] < stop:
+                    subtrees.pop()
+                continue
+            key = (kind, *codes[place:])  # without its own number an unknown child makes the key unknown
+            del done[place:], codes[place:]
+            subtrees.append(node)
+            number = table.get(key, _UNKNOWN)
             if number < 0 and grow is not None:
-                number = grow[found] = _FIRST + len(grow)
-            numbers[node] = number
+                number = grow[key] = _FIRST + len(grow)
+        numbers[node] = number
+        done.append(node)
+        codes.append(number << 15 | field & ~MISSING)
     return Numbering(numbers, subtrees)
+
+
+def _nodes(tree: SyntaxTree) -> list[int]:
+    """Nodes that are part of a subtree, in preorder; those of docstrings too."""
+    if max(tree.fields) & MISSING:  # then also made-up punctuation
+        named, (comments, _, _) = tree.grammar.is_named, _skipped(tree.grammar)
+        return [
+            node
+            for node, (kind, field) in enumerate(zip(tree.kinds, tree.fields, strict=True))
+            if kind not in comments and (named(kind) or field & MISSING)
+        ]
+    return list(compress(range(len(tree)), map(_parts(tree.grammar).__getitem__, tree.kinds)))
 
 
 class SubtreeReference:
@@ -109,7 +127,7 @@ class SubtreeReference:
         self.tree = tree
         self.table: dict[Key, int] = {}
         self.numbering = number_subtrees(tree, self.table, self.table)
-        self.counts = Counter(self.numbering.numbers[node] for node in self.numbering.subtrees)
+        self.counts = Counter(map(self.numbering.numbers.__getitem__, self.numbering.subtrees))
         self.total = len(self.numbering.subtrees)
 
     def number(self, candidate: SyntaxTree) -> Numbering:
@@ -124,8 +142,8 @@ class SubtreeReference:
 
     def overlap(self, numbering: Numbering) -> Overlap:
         """Matches of a numbered candidate, each subtree at most as often as both have it."""
-        counts = Counter(numbering.numbers[node] for node in numbering.subtrees)
-        matched = sum(min(count, counts[number]) for number, count in self.counts.items())
+        counts = Counter(map(numbering.numbers.__getitem__, numbering.subtrees))
+        matched = sum(min(counts[number], count) for number, count in self.counts.items() if number in counts)
         return Overlap(matched, self.total, len(numbering.subtrees))
 
     def published_recall(self, numbering: Numbering) -> tuple[int, int]:

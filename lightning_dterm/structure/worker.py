@@ -55,14 +55,15 @@ def flatten(tree: Any, identifier: int | None = None) -> tuple[array[int], ...]:
     Nodes of the kind ``identifier`` are tokens: what stands below one (C#: the keyword that ``when`` is elsewhere) is
     left out.
     """
-    kinds, fields, starts, ends, stops = (array(code) for code in TYPECODES)
+    kinds, fields, starts, ends = (array(code) for code in TYPECODES[:-1])
+    stops = array(TYPECODES[-1], range(1, tree.root_node.descendant_count + 1))  # a leaf's
     cursor = tree.walk()
     first_child, next_sibling, parent = cursor.goto_first_child, cursor.goto_next_sibling, cursor.goto_parent
     open_nodes: list[int] = []
     index = 0
     while True:
         node = cursor.node
-        start, end = node.byte_range
+        start, end = node.start_byte, node.end_byte
         field = cursor.field_id or 0
         if start == end and node.is_missing:
             field |= MISSING
@@ -70,16 +71,13 @@ def flatten(tree: Any, identifier: int | None = None) -> tuple[array[int], ...]:
         fields.append(field)
         starts.append(start)
         ends.append(end)
-        stops.append(0)
-        if kind != identifier and first_child():
-            open_nodes.append(index)
-            index += 1
-            continue
         index += 1
-        stops[index - 1] = index
+        if kind != identifier and first_child():
+            open_nodes.append(index - 1)
+            continue
         while not next_sibling():
             if not parent():
-                return kinds, fields, starts, ends, stops
+                return kinds, fields, starts, ends, stops[:index]
             stops[open_nodes.pop()] = index
 
 
