@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import tree_sitter
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightning_dterm.structure import LANGUAGES, Overlap, SubtreeReference, differences, shared_parser
@@ -31,7 +31,8 @@ def printed(text: str, language: str) -> list[str]:
     while pending:
         node = pending.pop()
         found.append(str(node))
-        pending.extend(child for child in node.children if child.child_count)
+        # C#: the keyword that stands below an identifier (``var``, ``when``) makes it no less a token
+        pending.extend(child for child in node.children if child.child_count and child.type != "identifier")
     return found
 
 
@@ -53,6 +54,7 @@ def pairs(draw: st.DrawFn) -> tuple[str, str, str]:
 
 @settings(max_examples=100, deadline=None)
 @given(pairs())
+@example(("", "x = (\nvar x = y;\nvar x = y;\nvar x = y;", "csharp"))
 def test_against_every_printed_subtree(pair: tuple[str, str, str]) -> None:
     candidate, reference, language = pair
     ours, theirs = Counter(printed(candidate, language)), Counter(printed(reference, language))
