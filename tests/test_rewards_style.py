@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +35,33 @@ def test_one_ruff_call_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     results = reward.score([sample(f"import os\n\n\ndef f_{n}():\n    return {n}\n") for n in range(50)])
     assert len(calls) == 1
     assert [result.value for result in results] == pytest.approx([1 - 1 / 3] * 50)
+
+
+@pytest.mark.parametrize(("exists", "free", "there"), [(True, 1 << 20, True), (True, 20_000, False), (False, 0, False)])
+def test_programs_are_written_to_memory_where_it_has_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exists: bool, free: int, there: bool
+) -> None:
+    memory = tmp_path / "memory"
+    if exists:
+        memory.mkdir()
+        usage = shutil.disk_usage(memory)._replace(free=free)
+        monkeypatch.setattr(style_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(style_module, "_MEMORY", str(memory))
+    folders, real = [], subprocess.run
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        folders.append(Path(options["cwd"]).parent)
+        return real(*arguments, **options)
+
+    reward = StyleReward()
+    monkeypatch.setattr(style_module.subprocess, "run", noted)
+    results = reward.score(
+        [sample("import os\n\n\ndef f():\n    return 1\n"), sample("x = '\u2028\\r'\nimport é\u2028\n")]
+    )
+    assert (folders == [memory]) == there
+    assert results[0].value == pytest.approx(1 - 1 / 3)
+    assert results[1].value == 0.0
+    assert list(memory.glob("*")) == []
 
 
 def test_security_and_bug_rules_are_on_and_each_violation_has_its_span() -> None:

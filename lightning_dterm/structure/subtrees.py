@@ -3,8 +3,8 @@
 A subtree is a node with children, the root included, and all that is named below it: its shape, node types and field
 names. Names, literals, operators, punctuation, comments and Python's docstrings are no part of it. Two subtrees are
 equal iff tree-sitter prints them alike. An identifier is a token, also where C#'s grammar has a keyword below it
-(``var``). CodeBLEU counts a subtree of the reference as found wherever the candidate has
-it once; here it is found as often as the candidate has it, so that repetition neither helps nor hides what is missing.
+(``var``). CodeBLEU counts a subtree of the reference as found wherever the candidate has it once; here it is found as
+often as the candidate has it, so that repetition neither helps nor hides what is missing.
 """
 
 from __future__ import annotations
