@@ -6,8 +6,9 @@
 An arm is the quickstart with one thing changed: how rewards are placed on tokens, or one component left out. Every run
 is one process with one thread; greedy success on the same validation tasks is measured as it goes (the learning curve,
 over the samples drawn so far), greedy and sampled success on the test tasks before and after. Finished runs are kept,
-so ``run`` goes on where it stopped (a file ``pause`` in the folder of the runs keeps it from starting others);
-``gather`` compares arms seed by seed: the same training tasks, the same uniform numbers for sampling.
+so ``run`` goes on where it stopped (a file ``pause`` in the folder of the runs keeps it from starting others;
+what an interrupted one left is cleared first); ``gather`` compares arms seed by seed: the same training tasks, the same
+uniform numbers for sampling. It prints a table and draws the learning curves, and what leaving a component out changes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -82,12 +84,17 @@ def command_for(arm: str, seed: int, folder: Path) -> list[str]:
 
 
 def train(job: tuple[int, str], runs: Path, pause: Path) -> None:
-    """One run, unless it is finished or ``pause`` exists; what it was made from stays beside it."""
+    """One run, unless it is finished or ``pause`` exists; what it was made from stays beside it.
+
+    A folder without a summary is what an interrupted run left: its TensorBoard events would be read along.
+    """
     seed, arm = job
     folder = runs / arm / f"seed{seed}"
     if (folder / "summary.json").is_file() or pause.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     (folder / "commit.txt").write_text(commit())
     with (folder / "log.txt").open("w") as log:
         subprocess.run(
@@ -172,15 +179,49 @@ def gather(runs: Path) -> dict[str, Any]:
         for arm, records in found.items()
         if set(records) & set(found.get(bases[arm], {}))
     }
-    for arm in result.values():
-        final = result[arm["base"]]["validation_success"][-1]["mean"] if arm["base"] in result else None
-        means = [point["mean"] for point in arm["validation_success"]]
-        arm["samples_to_reach_base"] = None if final is None else samples_to_reach(arm["samples"], means, final)
+    for name, arm in result.items():
+        terminal = found.get("terminal_lam095" if name.endswith("_lam095") else "terminal", {})
+        arm["samples_to_reach_terminal"] = None
+        if seeds := [seed for seed in arm["seeds"] if seed in terminal]:
+            level = _mean([terminal[seed]["validation_success"][-1] for seed in seeds])
+            curves = [found[name][seed]["validation_success"] for seed in seeds]
+            means = [_mean(list(values)) for values in zip(*curves, strict=True)]
+            arm["samples_to_reach_terminal"] = samples_to_reach(arm["samples"], means, level)
     return result
 
 
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _percent(found: dict[str, Any], sign: str = "") -> str:
+    """A mean with its interval, in percent (points)."""
+    mean, low, high = (None if found[key] is None else 100 * found[key] for key in ("mean", "low", "high"))
+    return f"{mean:{sign}.1f}" + ("" if low is None else f" ({low:{sign}.1f} to {high:{sign}.1f})")
+
+
+def table(arms: dict[str, Any]) -> list[str]:
+    """One line of Markdown per arm: final test success, paired differences to its base, and how soon it was there."""
+    lines = [
+        "| arm | seeds | greedy, % | sampled, % | against | greedy, points | sampled, points "
+        "| samples to terminal's end |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, arm in arms.items():
+        reached = arm["samples_to_reach_terminal"]
+        soon = "not reached" if reached is None else f"{reached:,.0f}"
+        if reached == arm["samples"][0]:  # the curve's first point
+            soon = f"at most {soon}"
+        differences = ["", "", ""]
+        if arm["base"] != name:
+            differences = [arm["base"], *(_percent(arm[mode]["against_base"], "+") for mode in ("greedy", "sampled"))]
+        success = [_percent(arm[mode]["after"]) for mode in ("greedy", "sampled")]
+        lines.append("| " + " | ".join([name, str(len(arm["seeds"])), *success, *differences, soon]) + " |")
+    return lines
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The learning curves of the three placements, with their 95% intervals, per lambda.
+    """The learning curves of the three placements, with their 95% intervals, per lambda; then the components.
 
     Raises:
         SystemExit: Without matplotlib, which only this figure needs.
@@ -190,23 +231,51 @@ def draw(result: dict[str, Any], path: Path) -> None:
     except ImportError as error:
         raise SystemExit("--figure needs matplotlib: pip install matplotlib") from error
     suffixes = [s for s in ("", "_lam095") if f"terminal{s}" in result]
-    figure = Figure(figsize=(5.2 * len(suffixes), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(suffixes), sharey=True, squeeze=False)[0]
-    for axis, suffix in zip(axes, suffixes, strict=True):
-        for mode, color in (("dense", "#0b6e4f"), ("terminal", "#c1440e"), ("uniform", "#3d5a98")):
-            arm = result.get(mode + suffix)
-            if arm is None:
-                continue
-            points = arm["validation_success"]
-            axis.plot(arm["samples"], [100 * p["mean"] for p in points], color=color, label=mode, marker="o", ms=3)
-            if len(arm["seeds"]) > 1:
-                low, high = ([100 * p[k] for p in points] for k in ("low", "high"))
-                axis.fill_between(arm["samples"], low, high, color=color, alpha=0.15, lw=0)
-        axis.set(xlabel="samples", title=f"lambda {'0.95' if suffix else '0.3'}")
-        axis.legend(frameon=False)
-    axes[0].set_ylabel("greedy success on validation, %")
+    without = {name: arm for name, arm in result.items() if name.startswith("without_")}
+    panels = len(suffixes) + bool(without)
+    figure = Figure(figsize=(5.2 * panels, 3.6), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis, suffix in zip(axes, suffixes, strict=False):
+        draw_curves(axis, result, suffix)
+        axis.sharey(axes[0])
+    if without:
+        draw_components(axes[-1], without)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def draw_curves(axis: Any, result: dict[str, Any], suffix: str) -> None:
+    """The learning curves at one lambda."""
+    for mode, color in (("dense", "#0b6e4f"), ("terminal", "#c1440e"), ("uniform", "#3d5a98")):
+        arm = result.get(mode + suffix)
+        if arm is None:
+            continue
+        points = arm["validation_success"]
+        axis.plot(arm["samples"], [100 * p["mean"] for p in points], color=color, label=mode, marker="o", ms=3)
+        if len(arm["seeds"]) > 1:
+            low, high = ([100 * p[k] for p in points] for k in ("low", "high"))
+            axis.fill_between(arm["samples"], low, high, color=color, alpha=0.15, lw=0)
+    axis.set(
+        xlabel="samples",
+        ylabel="greedy success on validation, %",
+        title=f"placement, lambda {'0.95' if suffix else '0.3'}",
+    )
+    axis.legend(frameon=False)
+
+
+def draw_components(axis: Any, without: dict[str, Any]) -> None:
+    """What leaving each component out changes in test success against ``dense``, with 95% intervals."""
+    for place, (mode, color) in enumerate((("greedy", "#0b6e4f"), ("sampled", "#8fbcab"))):
+        gains = [arm[mode]["against_base"] for arm in without.values()]
+        means = [100 * gain["mean"] for gain in gains]
+        halves = [0.0 if gain["high"] is None else 100 * (gain["high"] - gain["mean"]) for gain in gains]
+        heights = [row + 0.4 * place - 0.2 for row in range(len(gains))]
+        axis.barh(heights, means, 0.36, xerr=halves, color=color, label=mode, error_kw={"lw": 1, "capsize": 2})
+    axis.set_yticks(range(len(without)), [name.removeprefix("without_") for name in without])
+    axis.invert_yaxis()
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set(xlabel="points of test success against dense", title="without one component")
+    axis.legend(frameon=False)
 
 
 def main() -> None:
@@ -227,14 +296,12 @@ def main() -> None:
         return
     arms = gather(args.runs)
     commits = sorted({run["commit"] for arm in arms.values() for run in arm["runs"]})
-    write(args.out, {**provenance(commits[0] if len(commits) == 1 else ", ".join(commits)), "arms": arms})
+    lines = table(arms)
+    print("\n".join(lines))
+    trained = commits[0] if len(commits) == 1 else ", ".join(commits)
+    write(args.out, {**provenance(trained), "table": lines, "arms": arms})
     if args.figure:
         draw(arms, args.figure)
-    for name, arm in arms.items():
-        gain = arm["greedy"]["against_base"]
-        print(
-            f"{name}: {len(arm['seeds'])} seeds, greedy {arm['greedy']['after']['mean']:.3f}, {gain} over {arm['base']}"
-        )
 
 
 if __name__ == "__main__":
