@@ -112,6 +112,20 @@ def test_a_killed_process_is_no_text_s_fault() -> None:
     assert worker.returncode is not None
 
 
+def test_replies_that_were_given_before_the_process_died_count() -> None:
+    """The reader is slow: when it comes to send more, the process has long died of a later text."""
+    process = ParserProcess(ParseLimits(cpu_s=0.3))
+    language, text = HOSTILE[0]
+    fine = (ERRORS, "c", b"int f( {" + b" " * 200)
+    replies = process.stream([fine] * 170 + [(ERRORS, language, text.encode())] + [fine] * 200)
+    first = next(replies)
+    assert process._process is not None
+    assert process._process.wait(60) == -signal.SIGPROF
+    rest = list(replies)
+    process.close()
+    assert [(index, reply) for index, reply in enumerate(rest, 1) if reply != first] == [(170, Beyond("timeout"))]
+
+
 def test_a_stopped_process_meets_the_wall_clock_limit() -> None:
     process = ParserProcess(ParseLimits(wall_s=3))
     request = (BROKEN, "c", b"int a;")

@@ -169,7 +169,9 @@ class ParserProcess:
                         ):
                             outstanding += _size(requests[todo[sent]])
                             sent += 1
-                        _send(process, *(requests[index] for index in todo[first:sent]))
+                        # If it has died: the replies given before count, the first missing one is the culprit's.
+                        with contextlib.suppress(BrokenPipeError):
+                            _send(process, *(requests[index] for index in todo[first:sent]))
                     reply = self._reply(process)
                     outstanding -= REQUEST.size + len(source)
                 except (OSError, EOFError) as error:
