@@ -9,6 +9,7 @@ import pytest
 
 from lightning_dterm.rewards import EfficiencyReward
 from lightning_dterm.sandbox import Job, Result, Sandbox, TestOutcome
+from lightning_dterm.sandbox.wire import MAX_COST
 from lightning_dterm.types import CallTest, CodeTask, RewardResult, Sample
 from tests.rewards_common import sandbox_fixture
 
@@ -81,3 +82,18 @@ def test_a_reference_that_cannot_be_metered_makes_it_inapplicable_and_a_broken_o
     broken = score(sandbox, LINEAR, replace(task(50), reference="def f(xs):\n    return 1\n"))
     assert broken.value is None
     assert "reference of task 'n50' does not pass" in str(broken.error)
+
+
+COUNTS = "def f(xs):\n    n = 4_000_000\n    while n:\n        n -= 1\n    return len(set(xs)) < len(xs)\n"
+
+
+def test_a_reference_that_reaches_the_cap_makes_it_inapplicable(sandbox: Sandbox) -> None:
+    slower = COUNTS.replace("4_000", "4_500")
+    result = score(sandbox, slower, replace(task(50), reference=COUNTS))
+    assert (result.value, result.error) == (None, None)
+    assert result.details["reason"] == "the reference takes more than 10,000,000 operations"
+
+
+def test_a_program_stopped_at_the_cap_earns_nothing(sandbox: Sandbox) -> None:
+    result = score(sandbox, COUNTS, task(50))
+    assert (result.value, result.details["cost"]) == (0.0, MAX_COST)

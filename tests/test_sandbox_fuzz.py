@@ -129,8 +129,8 @@ def test_any_bytes_are_json_or_forged(payload: bytes) -> None:
 )  # fmt: skip
 def test_damaged_claims_never_pass_nor_crash(damage: list[tuple[int, int, str]], metered: bool, status: int) -> None:
     claims: list[tuple[bytes, Any]] = [
-        (wire.ACCEPTED, None), (wire.COMPILED, []), (wire.LOADED, ["ok"]), (wire.TEST, ["ok", ["l", 1, "a"], 7]),
-        (wire.TEST, ["ok", ["d", "k", ["i", "0x1"]], 7]), (wire.DONE, None),
+        (wire.ACCEPTED, None), (wire.COMPILED, 900 if metered else []), (wire.LOADED, ["ok"]),
+        (wire.TEST, ["ok", ["l", 1, "a"], 7]), (wire.TEST, ["ok", ["d", "k", ["i", "0x1"]], 7]), (wire.DONE, None),
     ]  # fmt: skip
     buffer = bytearray(
         b"".join(wire.pack_frame(kind, i, NONCE, wire.dumps(claim)) for i, (kind, claim) in enumerate(claims))

@@ -383,8 +383,8 @@ def test_a_program_that_goes_after_its_counter_has_no_low_cost(sandbox: Sandbox)
     assert forged is None or forged >= honest
     backtracks = "import re\ndef f(n):\n    re.match('(a+)+$', 'a' * 16 + 'b')\n    return 499500\n"
     assert costs(sandbox, backtracks, tests=tests)[0] > 2**15  # type: ignore[operator]
-    hidden_work = (
-        "KEY = (0,) * 200_000\nD = {KEY: 499500}\ndef f(n):\n    for _ in range(n): D[KEY]\n    return D[KEY]\n"
+    hidden_work = (  # numbers with one hash
+        "XS = [i * (2**61 - 1) for i in range(6000)]\ndef f(n):\n    for _ in range(4): set(XS)\n    return 499500\n"
     )
     assert costs(sandbox, hidden_work, tests=tests) == [None]  # more CPU time than the count can explain
     quits = "def f(n):\n    return 499500 if n == 1000 else 0\nimport os\n"

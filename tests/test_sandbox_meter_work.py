@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lightning_dterm.sandbox import meter_regex
 from lightning_dterm.sandbox.meter import _QUICK, _is_small
 from lightning_dterm.sandbox.meter_numbers import WIDE
-from lightning_dterm.sandbox.meter_rules import comparison_work, operation_work, size_of
+from lightning_dterm.sandbox.meter_rules import comparison_work, operation_work
+from lightning_dterm.sandbox.meter_sizes import size_of
 from tests.metering import measure
 
 QUADRATIC_IN_C = {

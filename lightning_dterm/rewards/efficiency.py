@@ -13,6 +13,7 @@ from lightning_dterm.rewards.base import PROSE, RewardComponent, is_empty
 from lightning_dterm.sandbox import Job, Result, Sandbox
 from lightning_dterm.sandbox.languages import canonical
 from lightning_dterm.sandbox.sandbox import judge_all
+from lightning_dterm.sandbox.wire import MAX_COST
 from lightning_dterm.task_tests import has_calls, has_tests
 from lightning_dterm.types import CodeTask, RewardResult, Sample
 
@@ -25,11 +26,12 @@ class EfficiencyReward(RewardComponent):
 
     Cost is the number of operations over the visible tests, work of built-in functions included (see
     :mod:`lightning_dterm.sandbox.meter`): the same run after run, however loaded the machine is. A program that passes
-    but cannot be metered (it reaches for frames, modules beyond the algorithmic ones...) gets 0. The reference's cost
-    is measured once per task and kept. A reference that fails its own visible tests is a failure. Not applicable
-    (``details["reason"]``) without visible tests or a reference, where the reference passes but cannot be metered (a
-    program that fails gets 0 all the same), and where there is no deterministic counter, which is said once: languages
-    other than Python, whole programs on text, and assertions that cannot be made into calls. No evidence: uniform.
+    but cannot be metered (it reaches for frames, modules beyond the algorithmic ones...), or takes as many operations
+    as are counted at most, gets 0. The reference's cost is measured once per task and kept. A reference that fails its
+    own visible tests is a failure. Not applicable (``details["reason"]``) without visible tests or a reference, where
+    the reference passes but cannot be metered or takes more operations than are counted (a program that fails gets 0
+    all the same), and where there is no deterministic counter, which is said once: languages other than Python, whole
+    programs on text, and assertions that cannot be made into calls. No evidence: uniform.
 
     Args:
         name: Column name.
@@ -93,9 +95,11 @@ class EfficiencyReward(RewardComponent):
             return RewardResult(None, error=f"the sandbox did not judge the reference of task {sample.task.task_id!r}")
         if isinstance(reference, RewardResult):
             return reference
-        if not result.cost:  # cannot be metered, or burned more CPU time than its count explains; no work costs nothing
-            return RewardResult(0.0, details={"passes": True, "cost": result.cost, "reference_cost": reference})
         details = {"passes": True, "cost": result.cost, "reference_cost": reference}
+        # It cannot be metered, or burned more CPU time than its count explains; no work costs nothing; or it was
+        # stopped at the cap, and how much more it would cost nobody knows.
+        if not result.cost or result.cost >= MAX_COST:
+            return RewardResult(0.0, details=details)
         return RewardResult(min(1.0, reference / result.cost), details=details)
 
     def _measure_references(self, tasks: Sequence[CodeTask]) -> None:
@@ -110,7 +114,7 @@ class EfficiencyReward(RewardComponent):
         ]
         for (key, task), result in zip(missing.items(), judge_all(self._sandbox, jobs), strict=True):
             if result.status != "infra":  # an accident of ours is tried again next time
-                self._references[key] = _without_cost(task, result) if result.cost is None else result.cost
+                self._references[key] = _reference_cost(task, result)
 
 
 @lru_cache(maxsize=256)
@@ -118,8 +122,12 @@ def _say_once(name: str, what: str) -> None:
     _log.warning("Reward %r does not apply to %s: there is no deterministic counter of their work.", name, what)
 
 
-def _without_cost(task: CodeTask, reference: Result) -> RewardResult:
-    """What a program is given whose task's reference has no cost."""
+def _reference_cost(task: CodeTask, reference: Result) -> int | RewardResult:
+    """The cost of a task's reference, or what programs are given where it has none."""
+    if reference.cost is not None and reference.cost < MAX_COST:
+        return reference.cost
+    if reference.cost is not None:  # slower programs would end at the same count
+        return RewardResult(None, details={"reason": f"the reference takes more than {MAX_COST:,} operations"})
     if reference.share_passed(visible=True) != 1.0:
         error = f"the reference of task {task.task_id!r} does not pass its visible tests ({reference.status})"
         return RewardResult(None, error=error)

@@ -185,13 +185,14 @@ def run_metered(channel: Channel, program: str, entry_point: str | None, calls: 
         _exit(0)
 
     meter = Meter(wire.MAX_COST, stop)
-    channel.send(wire.COMPILED, [])
     try:
         code, space = meter.prepare(program, FILENAME)
     except BaseException as error:
+        channel.send(wire.COMPILED, 0)
         channel.send(wire.LOADED, _describe(error))
         channel.send(wire.DONE, None)
         return
+    channel.send(wire.COMPILED, process_time_ns() // 1000)  # what it took so far is no work of the program's
     if _load_and_call(channel, code, space, entry_point, calls):
         stop(min(meter.cost, wire.MAX_COST))
     channel.send(wire.DONE, None)

@@ -66,6 +66,7 @@ class Claims:
     done: bool = False
     cut: bool = False
     cost: int | None = None
+    prepared_s: float = 0.0
 
 
 def parse_claims(buffer: bytes, nonce: bytes, n_tests: int, runs: bool, metered: bool = False) -> Claims:
@@ -91,7 +92,11 @@ def parse_claims(buffer: bytes, nonce: bytes, n_tests: int, runs: bool, metered:
         if kind == wire.ACCEPTED:
             claims.accepted, expected = True, wire.COMPILED
         elif kind == wire.COMPILED:
-            claims.compiled, claims.compile_errors = True, _compile_errors(claim)
+            claims.compiled = True
+            if metered:  # said before anything of the program's runs
+                claims.prepared_s = _seconds(claim)
+            else:
+                claims.compile_errors = _compile_errors(claim)
             expected = wire.DONE if claims.compile_errors or not runs else wire.LOADED
         elif kind == wire.LOADED:
             claims.load_failure = None if claim == ["ok"] else _failure(claim)
@@ -125,13 +130,17 @@ def _failure(claim: Any) -> tuple[Status, str, int | None]:
     return _KINDS[claim[0]], _text(claim[1]), _line(claim[2])
 
 
+def _seconds(microseconds: Any) -> float:
+    if type(microseconds) is not int or not 0 <= microseconds < _MAX_MICROSECONDS:
+        raise wire.Forged("malformed time")
+    return microseconds / 1e6
+
+
 def _returned(claim: Any) -> tuple[Status | None, Any, int | None, float]:
     """``(None, value, None, seconds)`` for a returned value, ``(status, message, line, seconds)`` otherwise."""
-    if type(claim) is not list or len(claim) not in (3, 4) or type(claim[-1]) is not int:
+    if type(claim) is not list or len(claim) not in (3, 4):
         raise wire.Forged("malformed claim")
-    if not 0 <= claim[-1] < _MAX_MICROSECONDS:
-        raise wire.Forged("malformed time")
-    seconds = claim[-1] / 1e6
+    seconds = _seconds(claim[-1])
     if len(claim) == 3 and claim[0] == "ok":
         return None, wire.decode(claim[1]), None, seconds
     if len(claim) == 4 and claim[0] == "refused":
@@ -207,6 +216,7 @@ def judge(
         if exit_.stopped:
             raise wire.Forged("more output on the result channel than any program may send")
         claims = parse_claims(buffer, nonce, len(tests), runs, metered)
+        result = replace(result, cpu_s=max(0.0, exit_.cpu_s - claims.prepared_s))  # the program's own, where metered
         murdered = fenced and _ended(exit_, limits)[1] == f"signal {signal.SIGKILL:d}"
         if (claims.done and not clean and not murdered) or (claims.cut and clean):
             raise wire.Forged("claims that do not agree with how the process ended")

@@ -16,7 +16,7 @@ code, and a second counter in C tells if the first was set back. The kernel's CP
 Regular expressions are charged by their steps, which a matcher of ours counts (``meter_regex``), and numbers of any
 length by their lengths (``meter_numbers``).
 
-Limits: collisions of hashes are charged too little.
+Limits: see docs/sandbox.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from lightning_dterm.sandbox import meter_regex
-from lightning_dterm.sandbox.meter_classes import build_class, check_class, dataclass
+from lightning_dterm.sandbox.meter_classes import Definitions
+from lightning_dterm.sandbox.meter_iterators import arguments
 from lightning_dterm.sandbox.meter_names import BUILTINS, IMPORTABLE, public_copy
 from lightning_dterm.sandbox.meter_numbers import WIDE
 from lightning_dterm.sandbox.meter_regex import REGEX, regex_call
@@ -42,14 +43,19 @@ from lightning_dterm.sandbox.meter_rules import (
     COMPARE_WITH,
     HIGHER,
     KEEPERS,
-    MOVE,
     OPERATE,
     charge_for,
     comparison_work,
-    elements,
     name_of,
     operation_work,
     scan_work,
+)
+from lightning_dterm.sandbox.meter_sizes import (
+    COPY,
+    MOVE,
+    SCALARS,
+    elements,
+    long_work,
     shown,
     size_of,
 )
@@ -96,6 +102,7 @@ class Meter:
     def __init__(self, cap: int, stop: Callable[[int], Any]) -> None:
         self.tick, self._read = _counter(cap, stop)
         self._space: dict[str, Any] = {}
+        self._definitions = Definitions(self.tick, self._own)
 
     @property
     def cost(self) -> int:
@@ -113,7 +120,7 @@ class Meter:
             "tick": self.tick, "call": self._call, "in": self._in, "binary": self._binary, "sized": self._sized,
             "compare": self._compare, "refuse": _refuse, "shown": self._shown, "each": self._each, "item": _item,
             "field": _field, "augment": self._augment, "decorate": self._decorate, "chained": self._chained,
-            "moved": self._moved, "parts": self._parts,
+            "moved": self._moved, "parts": self._parts, "key": self._key, "spread": self._spread,
         }  # fmt: skip
         code = instrument(program, filename, hooks)
         module = sys.modules["program"] = types.ModuleType("program")  # dataclasses look their module up
@@ -121,7 +128,7 @@ class Meter:
         self._space["__builtins__"] = {
             **{name: value for name, value in vars(builtins).items() if name in BUILTINS},
             "__import__": self._import, "getattr": _getattr, "hasattr": _hasattr, "setattr": _setattr,
-            "delattr": _delattr, "__build_class__": build_class, "__name__": "builtins",
+            "delattr": _delattr, "__build_class__": self._definitions.build_class, "__name__": "builtins",
         }  # fmt: skip
         return code, self._space
 
@@ -148,16 +155,21 @@ class Meter:
             self.tick(len(args) // 4)
         args = tuple(self._charged(arg, function, name) for arg in args)
         kwargs = {key: self._charged(arg, function, name) for key, arg in kwargs.items()}
-        check_class(function, name, args, kwargs)
+        self._definitions.check_call(function, name, args, kwargs)
         if function is sum and args and _sums_slowly(args[0], args[1] if args[1:] else kwargs.get("start", 0)):
             return self._sum("add", *args, **kwargs)
         if function is math.prod and args:
             return self._sum("mul", args[0], kwargs.get("start", 1))
+        if name == "accumulate" and len(args) == 1 and "func" not in kwargs and _sums_slowly(args[0], 0):
+            kwargs["func"] = functools.partial(self._binary, "add")
+        if name == "itemgetter" and (len(args) > _ITEMS or any(map(long_work, args))):
+            raise Unmetered("operator.itemgetter of many items cannot be metered")
         if name in REGEX:
             self._search(function, name, args, kwargs)
         before, after = charge_for(function, (*args, *kwargs.values()))
         if before:
             self.tick(before)
+        args, kwargs = arguments(name, args, kwargs, self._own, self.tick)
         result = function(*args, **kwargs)
         if type(result) in _FLAT and type(result) is not int:
             return result
@@ -176,7 +188,7 @@ class Meter:
             owner = getattr(function, "__self__", None) if type(function) in C_CALLABLES else None
             if name in KEEPERS or (name not in HIGHER and issubclass(type(owner), _CONTAINERS)):
                 return value
-        elif not (name in HIGHER and issubclass(kind, type)):
+        elif name not in HIGHER or not callable(value) or kind is operator.itemgetter or self._own(value):
             return value
         return _through(self._call, self.tick, value)
 
@@ -235,6 +247,17 @@ class Meter:
             self.tick(comparison_work(value, value))
         return value
 
+    def _key(self, value: Any) -> Any:
+        """What is hashed, or an index."""
+        if type(value) not in SCALARS and (units := long_work(value)):
+            self.tick(units)
+        return value
+
+    def _spread(self, value: Any) -> Any:
+        """What is taken apart item by item."""
+        self.tick(elements(value) // COPY if type(value) is range else size_of(value))
+        return value
+
     def _moved(self, value: Any) -> Any:
         """A container in which a slice is replaced: what follows may have to move."""
         self.tick(elements(value) // MOVE)
@@ -274,7 +297,7 @@ class Meter:
         if name == "functools":
             copy.wraps = self._wraps  # type: ignore[attr-defined]
         elif name == "dataclasses":
-            copy.dataclass = dataclass  # type: ignore[attr-defined]
+            copy.dataclass = self._definitions.dataclass  # type: ignore[attr-defined]
         return copy
 
     def _wraps(self, wrapped: Any, /, *rest: Any, **named: Any) -> Callable[[Any], Any]:
@@ -297,7 +320,7 @@ _PASSING: tuple[type[Any], ...] = (
 )  # fmt: skip
 """Iterators whose items were there before."""
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque, str, bytes)
-_MANY = 32
+_MANY, _ITEMS = 32, 8
 _TEXTS = (str, bytes, bytearray)
 _UPDATES = ("iadd", "isub", "ior", "iand", "ixor")
 

@@ -97,9 +97,10 @@ PUBLIC_DUNDERS = frozenset(
 ) | {"_asdict", "_replace", "_fields", "_make"}
 """Special attributes that lead nowhere, and the public ones of named tuples."""
 
-DEFINABLE = PUBLIC_DUNDERS | _words("__getattr__ __setattr__ __delattr__ __class_getitem__ __aiter__ __anext__") - {
-    "__class__", "__name__",
-}  # fmt: skip
+DEFINABLE = (PUBLIC_DUNDERS | _words("__getattr__ __setattr__ __delattr__ __class_getitem__ __aiter__ __anext__")) - {
+    "__class__",
+    "__name__",
+}
 """Special names that a program may define or use as names; ``__reduce__`` and the like make ``copy`` set attributes."""
 
 READABLE_NAMES = DEFINABLE | _words("__name__ __debug__ __file__ __all__ __author__ __version__")

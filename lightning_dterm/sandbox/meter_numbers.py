@@ -34,6 +34,8 @@ def integer_work(name: str, left: int, right: int) -> int:
     bits, other = left.bit_length(), right.bit_length()
     if bits <= WIDE and other <= WIDE and name not in GROWING:
         return 0
+    if name in ("pow", "ipow") and bits <= 1:
+        return 0  # of 0, 1 and -1
     if name in ("pow", "ipow") and right > 0:
         total = bits * min(right, 1 << 24)
         return total * total // (BITS * 4096)

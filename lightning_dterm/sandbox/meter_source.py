@@ -10,16 +10,35 @@ import warnings
 from typing import Any, cast
 
 from lightning_dterm.sandbox.meter_names import DEFINABLE, NEVER, PUBLIC_DUNDERS, READABLE_NAMES
+from lightning_dterm.sandbox.meter_nodes import (
+    AUGMENT,
+    CALL,
+    CHAINED,
+    COMPARE,
+    DECORATE,
+    EACH,
+    FIELD,
+    IN,
+    ITEM,
+    MOVED,
+    PARTS,
+    REFUSE,
+    SHOWN,
+    binary,
+    charge,
+    is_docstring,
+    is_path,
+    is_special,
+    is_starred,
+    key_node,
+    listed,
+    name_node,
+    sized,
+    spread,
+    weight_of,
+    words,
+)
 
-# Names that end in underscores are not mangled inside classes.
-_TICK, _CALL, _IN, _BINARY, _SIZED, _COMPARE, _REFUSE, _SHOWN, _EACH, _ITEM, _FIELD, _AUGMENT, _DECORATE = (
-    f"__m_{name}__"
-    for name in (
-        "tick", "call", "in", "binary", "sized", "compare", "refuse", "shown", "each", "item", "field", "augment",
-        "decorate",
-    )
-)  # fmt: skip
-_CHAINED, _MOVED, _PARTS = "__m_chained__", "__m_moved__", "__m_parts__"
 _OPERATORS: dict[type[ast.AST], str] = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv", ast.FloorDiv: "floordiv", ast.Mod: "mod",
     ast.Pow: "pow", ast.LShift: "lshift", ast.RShift: "rshift", ast.BitOr: "or_", ast.BitXor: "xor",
@@ -59,14 +78,14 @@ class _Instrumenter(ast.NodeTransformer):
 
     def __init__(self, tree: ast.AST) -> None:
         for node in ast.walk(tree):
-            if not isinstance(node, ast.Constant) and any("__m_" in word for word in _words(node)):
+            if not isinstance(node, ast.Constant) and any("__m_" in word for word in words(node)):
                 raise Unmetered("names with '__m_' cannot be metered")
             _check_words(node)
         self._bound = frozenset(
             word
             for node in ast.walk(tree)
             if not (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
-            for word in _words(node)
+            for word in words(node)
         )
         self._assigned = frozenset(
             node.attr
@@ -78,14 +97,14 @@ class _Instrumenter(ast.NodeTransformer):
 
     def block(self, body: list[ast.stmt]) -> list[ast.stmt]:
         """A block with its tick, charged for all of it but the blocks inside."""
-        weight = sum(_weight(statement) for statement in body)
+        weight = sum(weight_of(statement) for statement in body)
         done: list[ast.stmt] = []
         for statement in body:
-            done += _listed(self.visit(statement))
-        at = 1 if body and _is_docstring(body[0]) else 0
+            done += listed(self.visit(statement))
+        at = 1 if body and is_docstring(body[0]) else 0
         while at < len(body) and isinstance(body[at], ast.ImportFrom) and body[at].module == "__future__":  # type: ignore[attr-defined]
             at += 1
-        return [*done[:at], ast.Expr(_charge(weight)), *done[at:]]
+        return [*done[:at], ast.Expr(charge(weight)), *done[at:]]
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         for name, value in ast.iter_fields(node):
@@ -99,8 +118,8 @@ class _Instrumenter(ast.NodeTransformer):
         return node
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        if _is_special(node.id) and node.id not in READABLE_NAMES:
-            return ast.Call(_name(_REFUSE), [ast.Constant(f"name {node.id!r} cannot be metered")], [])
+        if is_special(node.id) and node.id not in READABLE_NAMES:
+            return ast.Call(name_node(REFUSE), [ast.Constant(f"name {node.id!r} cannot be metered")], [])
         return node
 
     def visit_MatchClass(self, node: Any) -> ast.AST:
@@ -111,32 +130,36 @@ class _Instrumenter(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        if not isinstance(node.ctx, ast.Load) and _is_special(node.attr) and node.attr != "__doc__":
+        if not isinstance(node.ctx, ast.Load) and is_special(node.attr) and node.attr != "__doc__":
             raise Unmetered(f"assignment to {node.attr!r} cannot be metered")
         try:
             check_name(node.attr, self._assigned)
         except Unmetered as error:
             if not isinstance(node.ctx, ast.Load):
                 raise
-            return ast.Call(_name(_REFUSE), [ast.Constant(str(error))], [])  # in vain, should it ever run
+            return ast.Call(name_node(REFUSE), [ast.Constant(str(error))], [])  # in vain, should it ever run
         return self.generic_visit(node)
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
-        weight = _weight(node.body)
+        weight = weight_of(node.body)
         self.generic_visit(node.args)
-        node.body = ast.BoolOp(ast.And(), [_charge(weight), self.visit(node.body)])
+        node.body = ast.BoolOp(ast.And(), [charge(weight), self.visit(node.body)])
         return node
 
     def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
-        weight = 1 + sum(map(_weight, node.ifs))
+        weight = 1 + sum(map(weight_of, node.ifs))
         self._loop(node)
-        node.ifs.insert(0, _charge(weight))
+        node.ifs.insert(0, charge(weight))
         return node
 
     def _comprehension(self, node: Any) -> ast.AST:
-        weight = sum(_weight(getattr(node, name)) for name in ("elt", "key", "value") if hasattr(node, name))
+        weight = sum(weight_of(getattr(node, name)) for name in ("elt", "key", "value") if hasattr(node, name))
         self.generic_visit(node)
-        node.generators[-1].ifs.append(_charge(weight))
+        if isinstance(node, ast.SetComp):
+            node.elt = key_node(node.elt)
+        elif isinstance(node, ast.DictComp):
+            node.key = key_node(node.key)
+        node.generators[-1].ifs.append(charge(weight))
         return cast(ast.AST, node)
 
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
@@ -145,10 +168,10 @@ class _Instrumenter(ast.NodeTransformer):
         self.generic_visit(node)
         for keyword in node.keywords:
             if keyword.arg is None:
-                keyword.value = _sized(keyword.value)
+                keyword.value = sized(keyword.value)
         if isinstance(node.func, ast.Name) and node.func.id == "super":
             return node
-        return ast.Call(_name(_CALL), [node.func, *node.args], node.keywords)
+        return ast.Call(name_node(CALL), [node.func, *node.args], node.keywords)
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
@@ -157,64 +180,75 @@ class _Instrumenter(ast.NodeTransformer):
             if any(membership):
                 raise Unmetered("'in' inside a chain of comparisons cannot be metered")
             node.comparators = [
-                part if isinstance(part, ast.Constant) else ast.Call(_name(_CHAINED), [part], [])
+                part if isinstance(part, ast.Constant) else ast.Call(name_node(CHAINED), [part], [])
                 for part in node.comparators
             ]
             return node
         operands: list[ast.expr] = [node.left, node.comparators[0]]
         if membership[0]:
-            call: ast.expr = ast.Call(_name(_IN), operands, [])
+            call: ast.expr = ast.Call(name_node(IN), operands, [])
             return ast.UnaryOp(ast.Not(), call) if isinstance(node.ops[0], ast.NotIn) else call
         operator = _COMPARISONS.get(type(node.ops[0]))
-        return node if operator is None else ast.Call(_name(_COMPARE), [ast.Constant(operator), *operands], [])
+        return node if operator is None else ast.Call(name_node(COMPARE), [ast.Constant(operator), *operands], [])
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         self.generic_visit(node)
-        return _binary(_OPERATORS[type(node.op)], node.left, node.right)
+        return binary(_OPERATORS[type(node.op)], node.left, node.right)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.target, ast.Name):
             target = node.target.id
             return ast.Assign(
-                [ast.Name(target, ast.Store())], _binary(_IN_PLACE[type(node.op)], _name(target), node.value)
+                [ast.Name(target, ast.Store())], binary(_IN_PLACE[type(node.op)], name_node(target), node.value)
             )
         place = node.target
         # What is there is read before the other operand is computed, as in Python.
         if isinstance(place, ast.Subscript):
             if any(isinstance(part, ast.Slice) for part in ast.walk(place.slice)):
                 raise Unmetered("an operation in place on a slice cannot be metered")
-            item = ast.Call(_name(_ITEM), [place.value, place.slice], [])
+            item = ast.Call(name_node(ITEM), [place.value, place.slice], [])
         elif not place.attr.startswith("__"):
-            item = ast.Call(_name(_FIELD), [place.value, ast.Constant(place.attr)], [])
+            item = ast.Call(name_node(FIELD), [place.value, ast.Constant(place.attr)], [])
         else:  # its name depends on the class that it stands in
-            if not _is_path(place.value):
+            if not is_path(place.value):
                 raise Unmetered(f"an operation in place on {place.attr!r} of an expression cannot be metered")
             read = ast.Attribute(copy.deepcopy(place.value), place.attr, ast.Load())
-            return ast.Assign([place], _binary(_IN_PLACE[type(node.op)], read, node.value))
-        return ast.Expr(ast.Call(_name(_AUGMENT), [ast.Constant(_IN_PLACE[type(node.op)]), item, node.value], []))
+            return ast.Assign([place], binary(_IN_PLACE[type(node.op)], read, node.value))
+        return ast.Expr(ast.Call(name_node(AUGMENT), [ast.Constant(_IN_PLACE[type(node.op)]), item, node.value], []))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         self.generic_visit(node)
         if not isinstance(node.op, ast.Not) and not isinstance(node.operand, ast.Constant):
-            node.operand = _sized(node.operand)
+            node.operand = sized(node.operand)
         return node
 
     def visit_YieldFrom(self, node: ast.YieldFrom) -> ast.AST:
         self.generic_visit(node)
-        node.value = ast.Call(_name(_EACH), [node.value], [])
+        node.value = ast.Call(name_node(EACH), [node.value], [])
         return node
 
     def visit_Dict(self, node: ast.Dict) -> ast.AST:
         self.generic_visit(node)
         node.values = [
-            value if key is not None else _sized(value) for key, value in zip(node.keys, node.values, strict=True)
+            value if key is not None else sized(value) for key, value in zip(node.keys, node.values, strict=True)
         ]
+        node.keys = [key and key_node(key) for key in node.keys]
+        return node
+
+    def visit_Set(self, node: ast.Set) -> ast.AST:
+        self.generic_visit(node)
+        node.elts = [item if isinstance(item, ast.Starred) else key_node(item) for item in node.elts]
+        return node
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        self.generic_visit(node)
+        node.type = node.type and spread(node.type)
         return node
 
     def _decorated(self, node: Any) -> ast.AST:
         self.generic_visit(node)
-        node.decorator_list = [ast.Call(_name(_DECORATE), [one], []) for one in node.decorator_list]
+        node.decorator_list = [ast.Call(name_node(DECORATE), [one], []) for one in node.decorator_list]
         return cast(ast.AST, node)
 
     visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _decorated
@@ -222,37 +256,39 @@ class _Instrumenter(ast.NodeTransformer):
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         sliced = any(isinstance(part, ast.Slice) for part in ast.walk(node.slice))
         self.generic_visit(node)
-        return _sized(node) if sliced and isinstance(node.ctx, ast.Load) else node
+        if not sliced:
+            node.slice = key_node(node.slice)
+        return sized(node) if sliced and isinstance(node.ctx, ast.Load) else node
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         self.generic_visit(node)
         sliced = any(isinstance(t, ast.Subscript) and isinstance(t.slice, ast.Slice) for t in node.targets)
-        if sliced or any(map(_is_starred, node.targets)):
-            node.value = _sized(node.value)
+        if sliced or any(map(is_starred, node.targets)):
+            node.value = sized(node.value)
         for target in node.targets:
             if isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Slice):
-                target.value = ast.Call(_name(_MOVED), [target.value], [])
+                target.value = ast.Call(name_node(MOVED), [target.value], [])
         return node
 
     def visit_Delete(self, node: ast.Delete) -> ast.AST:
         self.generic_visit(node)
         for target in node.targets:
             if isinstance(target, ast.Subscript):
-                target.value = ast.Call(_name(_MOVED), [target.value], [])
+                target.value = ast.Call(name_node(MOVED), [target.value], [])
         return node
 
     def _loop(self, node: Any) -> ast.AST:
         self.generic_visit(node)
-        if _is_starred(node.target):
+        if is_starred(node.target):
             if isinstance(node, ast.AsyncFor) or getattr(node, "is_async", False):
                 raise Unmetered("a starred name in an asynchronous loop cannot be metered")
-            node.iter = ast.Call(_name(_PARTS), [node.iter], [])
+            node.iter = ast.Call(name_node(PARTS), [node.iter], [])
         return cast(ast.AST, node)
 
     visit_For = visit_AsyncFor = _loop
 
     def visit_withitem(self, node: ast.withitem) -> ast.AST:
-        if node.optional_vars is not None and _is_starred(node.optional_vars):
+        if node.optional_vars is not None and is_starred(node.optional_vars):
             raise Unmetered("a starred name in a 'with' statement cannot be metered")
         return self.generic_visit(node)
 
@@ -260,92 +296,27 @@ class _Instrumenter(ast.NodeTransformer):
         kinds = {type(part).__name__ for case in node.cases for part in ast.walk(case.pattern)}
         self.generic_visit(node)
         if "MatchValue" in kinds:  # a value may be as long as what it is compared with
-            node.subject = ast.Call(_name(_CHAINED), [node.subject], [])
+            node.subject = ast.Call(name_node(CHAINED), [node.subject], [])
         elif kinds & {"MatchStar", "MatchMapping"}:
-            node.subject = _sized(node.subject)
+            node.subject = sized(node.subject)
         return cast(ast.AST, node)
 
     def visit_Starred(self, node: ast.Starred) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load):
-            node.value = _sized(node.value)
+            node.value = spread(node.value)
         return node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         self._formatted(node)
-        return _sized(node)
+        return sized(node)
 
     def _formatted(self, node: ast.JoinedStr) -> None:
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
-                part.value = ast.Call(_name(_SHOWN), [self.visit(part.value)], [])
+                part.value = ast.Call(name_node(SHOWN), [self.visit(part.value)], [])
                 if isinstance(part.format_spec, ast.JoinedStr):
                     self._formatted(part.format_spec)
-
-
-def _words(node: ast.AST) -> list[str]:
-    """The identifiers of a node."""
-    values = [value for _, value in ast.iter_fields(node)]
-    return [word for value in values for word in (value if isinstance(value, list) else [value]) if type(word) is str]
-
-
-def _listed(node: Any) -> list[ast.stmt]:
-    return node if isinstance(node, list) else [node]
-
-
-def _is_starred(target: ast.AST) -> bool:
-    return any(isinstance(part, ast.Starred) for part in ast.walk(target))
-
-
-def _is_path(node: ast.expr) -> bool:
-    """Names and attributes of them: what can be read twice."""
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return isinstance(node, ast.Name)
-
-
-def _name(name: str) -> ast.expr:
-    return ast.Name(name, ast.Load())
-
-
-def _charge(weight: int) -> ast.expr:
-    return ast.Call(_name(_TICK), [ast.Constant(weight)], [])
-
-
-def _sized(value: ast.expr) -> ast.expr:
-    return ast.Call(_name(_SIZED), [value], [])
-
-
-def _binary(operator: str, left: ast.expr, right: ast.expr) -> ast.expr:
-    return ast.Call(_name(_BINARY), [ast.Constant(operator), left, right], [])
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-_NOT_COUNTED = (ast.expr_context, ast.operator, ast.boolop, ast.unaryop, ast.cmpop, ast.arguments, ast.Load)
-
-
-def _weight(node: ast.AST) -> int:
-    """Nodes of a statement or expression, without the blocks inside, which charge for themselves."""
-    count, pending = 0, [node]
-    while pending:
-        item = pending.pop()
-        if not isinstance(item, _NOT_COUNTED):
-            count += 1
-        for name, value in ast.iter_fields(item):
-            nested = isinstance(item, ast.stmt) and name in ("body", "orelse", "finalbody", "handlers", "cases")
-            if nested or (isinstance(item, ast.Lambda) and name == "body") or isinstance(item, ast.comprehension):
-                continue
-            if name in ("elt", "key", "value") and hasattr(item, "generators"):
-                continue
-            pending += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, ast.AST)]
-    return count
-
-
-def _is_special(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
 
 
 def _check_words(node: ast.AST) -> None:
@@ -355,8 +326,8 @@ def _check_words(node: ast.AST) -> None:
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
         return
     allowed = DEFINABLE if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) else READABLE_NAMES | {"__future__"}
-    for word in _words(node):
-        if _is_special(word) and word not in allowed:
+    for word in words(node):
+        if is_special(word) and word not in allowed:
             raise Unmetered(f"a definition of {word!r} cannot be metered")
 
 
