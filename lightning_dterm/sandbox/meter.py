@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 
 from lightning_dterm.sandbox import meter_regex
 from lightning_dterm.sandbox.meter_classes import Definitions
-from lightning_dterm.sandbox.meter_iterators import arguments
+from lightning_dterm.sandbox.meter_iterators import READERS, arguments
 from lightning_dterm.sandbox.meter_names import BUILTINS, IMPORTABLE, public_copy
 from lightning_dterm.sandbox.meter_numbers import WIDE
 from lightning_dterm.sandbox.meter_regex import REGEX, regex_call
@@ -169,7 +169,8 @@ class Meter:
         before, after = charge_for(function, (*args, *kwargs.values()))
         if before:
             self.tick(before)
-        args, kwargs = arguments(name, args, kwargs, self._own, self.tick)
+        if name in READERS:
+            args, kwargs = arguments(name, args, kwargs, self._own, self.tick)
         result = function(*args, **kwargs)
         if type(result) in _FLAT and type(result) is not int:
             return result

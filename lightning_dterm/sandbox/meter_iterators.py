@@ -26,6 +26,8 @@ _HASHERS = _words("""
     defaultdict
 """)
 _SORTERS = _words("sorted sort min max nsmallest nlargest merge heapify")
+READERS = _HASHERS | _SORTERS | frozenset(_READ_AT)
+"""Names of all functions that :func:`arguments` is for."""
 _COMPARED = 8  # times that a value is compared with another while many are sorted
 _AS_THEY_ARE = (str, bytes, bytearray, dict, set, frozenset, range)
 
