@@ -4,3 +4,4 @@ from lightning_dterm.callbacks.progress import PhaseProgressBar as PhaseProgress
 from lightning_dterm.callbacks.rewards import RewardComputation as RewardComputation
 from lightning_dterm.callbacks.samples import SampleTableLogger as SampleTableLogger
 from lightning_dterm.callbacks.stop import GracefulStop as GracefulStop
+from lightning_dterm.callbacks.weights import WeightLogger as WeightLogger

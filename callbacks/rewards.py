@@ -161,6 +161,21 @@ class RewardComputation(RolloutCallback):
             samples.append(Sample(task, text, spans, truncated=not ended, token_ids=tokens))
         return samples
 
+    def score_aside(self, rollout: Rollout) -> None:
+        """Score completions that are no part of training, and leave no trace in the components' counts and states.
+
+        Fills what :meth:`on_rollout_end` fills, but for metrics. No collective.
+        """
+        before = self.suite.state_dict()
+        rollout.samples = self.make_samples(rollout)
+        try:
+            result = self.suite.score(rollout.samples)
+        finally:
+            self.suite.load_state_dict(before)
+        device = rollout.response_ids.device
+        rollout.component_names, rollout.evidence = result.names, result.evidence
+        rollout.scores, rollout.outcome = result.scores.to(device), result.outcome.to(device)
+
     def state_dict(self) -> dict[str, Any]:
         """Counts of every rank: Lightning writes rank 0's state only, so ranks are gathered here (a collective)."""
         return {"ranks": all_gather(self.suite.state_dict())}

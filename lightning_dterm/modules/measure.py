@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_dterm.modules.distributed import Means
+from lightning_dterm.modules.distributed import Means, world_size
 from lightning_dterm.types import Rollout
 
 
@@ -30,9 +30,25 @@ def measure(rollout: Rollout, mask: Tensor, overlong_prompts: int, means: Means)
     means.add("rollout/left_out", (~mask.any(-1)).sum(), len(rollout))
     if rollout.outcome is not None:
         means.add_masked("reward/outcome", rollout.outcome, ~rollout.outcome.isnan())
+        means.add("rollout/informative_groups", informative_groups(rollout.outcome, rollout.group), 1 / world_size())
     for column, name in enumerate(rollout.component_names):
         applicable = ~rollout.scores[:, column].isnan()
         means.add_masked(f"reward/{name}", rollout.scores[:, column], applicable)
         for task_type in sorted({task.task_type for task in rollout.tasks}):
             rows = applicable & torch.tensor([t.task_type == task_type for t in rollout.tasks]).to(applicable)
             means.add_masked(f"weight/{task_type}/{name}", rollout.alpha[:, column], rows)
+
+
+def informative_groups(outcome: Tensor, group: Tensor) -> int:
+    """Prompts whose samples differ in success, so that a meta-objective can learn from them.
+
+    Args:
+        outcome: ``[B]`` success, NaN where unknown.
+        group: ``[B]`` index of the prompt.
+    """
+    spans: dict[int, tuple[float, float]] = {}
+    for value, prompt in zip(outcome.tolist(), group.tolist(), strict=True):
+        if value == value:  # known
+            low, high = spans.get(prompt, (value, value))
+            spans[prompt] = min(low, value), max(high, value)
+    return sum(low < high for low, high in spans.values())
