@@ -28,7 +28,9 @@ def texts(picture: Picture) -> list[str]:
 
 def test_pixels_lie_where_the_shapes_do_and_png_holds_them() -> None:
     picture = Picture(30, 20)
-    picture.add(Box(5, 4, 10, 6, (10, 20, 30)), Line(((20.0, 0.0), (20.0, 19.0)), (200, 0, 0)))
+    picture.add(
+        Box(8, 12, 0.3, 6, (0, 0, 0)), Box(5, 4, 10, 6, (10, 20, 30)), Line(((20.0, 0.0), (20.0, 19.0)), (200, 0, 0))
+    )
     pixels = picture.pixels()
     assert pixels.shape == (20, 30, 3)
     assert pixels.dtype == np.uint8
@@ -37,6 +39,7 @@ def test_pixels_lie_where_the_shapes_do_and_png_holds_them() -> None:
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 9, 5, 14)
     assert (pixels[:, 20] == (200, 0, 0)).all()
     assert (pixels[0, 0] == 255).all()
+    assert (pixels[11:, :20] == 255).all()  # thinner than a pixel
     assert (np.asarray(Image.open(io.BytesIO(picture.png()))) == pixels).all()
 
 

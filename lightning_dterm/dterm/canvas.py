@@ -105,9 +105,10 @@ class Picture:
         draw = ImageDraw.Draw(image)
         for shape in self.shapes:
             if isinstance(shape, Box):
-                if shape.width > 0 and shape.height > 0:
-                    right, bottom = shape.x + shape.width, shape.y + shape.height
-                    draw.rectangle((round(shape.x), round(shape.y), round(right) - 1, round(bottom) - 1), shape.fill)
+                left, top = round(shape.x), round(shape.y)
+                right, bottom = round(shape.x + shape.width) - 1, round(shape.y + shape.height) - 1
+                if right >= left and bottom >= top:  # thinner than a pixel: nothing
+                    draw.rectangle((left, top, right, bottom), shape.fill)
             elif isinstance(shape, Line):
                 draw.line(shape.points, shape.colour, shape.width)
             else:
