@@ -206,26 +206,13 @@ def _reward(
     rewards: RewardComputation, attribution: TokenAttribution, module: PPOModule, rollout: Rollout
 ) -> list[list[CharSpan]]:
     """Score and weigh the answers; gives the characters of their tokens."""
-    _score(rewards, rollout)
+    rewards.score_aside(rollout)
     assert rollout.scores is not None
     types = [task.task_type for task in rollout.tasks]
     rollout.embeddings = module.task_encoder.encode_tasks(rollout.tasks).to(module.device)
     rollout.alpha = module.weighting(rollout.embeddings, ~rollout.scores.isnan(), types)
     rollout.rewards, rollout.ceilings = module.weighting.rewards(rollout.scores, rollout.embeddings, None, types)
     return attribution.token_spans(module, rollout)
-
-
-def _score(rewards: RewardComputation, rollout: Rollout) -> None:
-    """Score as in training, and leave no trace in the components' counts and states."""
-    before = rewards.suite.state_dict()
-    rollout.samples = rewards.make_samples(rollout)
-    try:
-        result = rewards.suite.score(rollout.samples)
-    finally:
-        rewards.suite.load_state_dict(before)
-    device = rollout.response_ids.device
-    rollout.component_names, rollout.evidence = result.names, result.evidence
-    rollout.scores, rollout.outcome = result.scores.to(device), result.outcome.to(device)
 
 
 def _estimates(module: PPOModule, rollout: Rollout, attributed: Tensor) -> dict[str, Tensor]:
