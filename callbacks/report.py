@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_dterm.callbacks.rewards import RewardComputation
 from lightning_dterm.callbacks.stop import stopped_by_signal
 from lightning_dterm.evaluation import write_json
 from lightning_dterm.hooks import RolloutCallback, announce_phase
@@ -25,10 +26,13 @@ from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.scoring import score_responses
 
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from lightning_dterm.types import CodeTask
 
 MODES = {"greedy": 0.0, "sampled": 1.0}
 Table = dict[str, Any]  # what SampleTable.compute gives
+Weights = dict[str, dict[str, float | None]]  # task type to component to its mean weight, None where it never applies
 
 
 class BeforeAfterReport(RolloutCallback):
@@ -36,7 +40,7 @@ class BeforeAfterReport(RolloutCallback):
 
     Each task is answered greedily and, separately, by sampling at temperature 1. ``kl`` is the mean over the sampled
     answers of ``log actor - log reference``, in nats per sequence; null where the module keeps no reference, as
-    ``SupervisedModule``.
+    ``SupervisedModule``. ``weights`` are the mean weights of the split's tasks by type, over the components that apply.
 
     Args:
         path: The JSON file; default ``<log_dir>/summary.json``.
@@ -59,6 +63,7 @@ class BeforeAfterReport(RolloutCallback):
         self.split = split
         self.metrics = metrics or ["success", "exact_match", "bleu", "compile_rate", "length"]
         self._before: dict[str, Table] = {}
+        self._weights_before: Weights = {}
         self._tasks: list[str] = []
         self._checked = False
         self._train_seconds = 0.0
@@ -67,11 +72,13 @@ class BeforeAfterReport(RolloutCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The first evaluation, its tasks and the time spent, so that a resumed run reports on the whole."""
-        return {"before": json.dumps(self._before), "tasks": self._tasks, "train_seconds": self._seconds()}
+        before = {"before": json.dumps(self._before), "weights": json.dumps(self._weights_before)}
+        return {**before, "tasks": self._tasks, "train_seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self._before = json.loads(state_dict["before"])
+        self._weights_before = json.loads(state_dict.get("weights", "{}"))
         self._tasks = list(state_dict.get("tasks", []))
         if self._before and "tasks" not in state_dict:
             rank_zero_warn(
@@ -105,6 +112,7 @@ class BeforeAfterReport(RolloutCallback):
         self._check_tasks(trainer)
         if not self._before:
             self._before, _ = self._evaluate(trainer, pl_module)  # type: ignore[arg-type]
+            self._weights_before = self._weights(trainer, pl_module)
         self._started = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -116,12 +124,15 @@ class BeforeAfterReport(RolloutCallback):
             self._check_tasks(trainer)
         self._reported = True
         after, kl = self._evaluate(trainer, pl_module)  # type: ignore[arg-type]
+        weights = self._weights(trainer, pl_module)
         folder = trainer.log_dir or trainer.default_root_dir  # asked on every rank: it is broadcast
         if not trainer.is_global_zero:
             return
         summary = summarise(self._before, after, kl, self._train_seconds)
         steps = _unit(pl_module)
         summary[steps] = trainer.global_step
+        if weights:
+            summary["weights"] = _join_weights(self._weights_before, weights)
         path = self.path or Path(folder) / "summary.json"
         write_json(path, summary)
         self._print(summary, f"{trainer.global_step} {steps}", path)
@@ -173,6 +184,24 @@ class BeforeAfterReport(RolloutCallback):
         ratio = ((scores.logprobs - scores.ref_logprobs) * responses.mask).sum()
         return torch.stack([ratio.double(), ratio.new_tensor(len(tasks)).double()])
 
+    def _weights(self, trainer: L.Trainer, module: L.LightningModule) -> Weights:
+        """Mean weights of the split's tasks, empty for a module without a weighting; a collective."""
+        rewards = next((c for c in trainer.callbacks if isinstance(c, RewardComputation)), None)  # type: ignore[attr-defined]
+        if rewards is None or not isinstance(module, PPOModule):
+            return {}
+        own = [rows for batch in self._loader(trainer) for rows in together(_weights_of, module, rewards, batch)]
+        rows_of: dict[str, list[Tensor]] = {}
+        for task_type, row in (pair for rank in all_gather(own) for pair in rank):
+            rows_of.setdefault(task_type, []).append(row)
+        means = {task_type: torch.stack(rows).double().nanmean(0).tolist() for task_type, rows in rows_of.items()}
+        return {
+            task_type: {
+                name: value if math.isfinite(value) else None
+                for name, value in zip(module.component_names, means[task_type], strict=True)
+            }
+            for task_type in sorted(means)
+        }
+
     def _print(self, summary: dict[str, Any], when: str, path: Path) -> None:
         from rich.console import Console
         from rich.table import Table as RichTable
@@ -189,11 +218,49 @@ class BeforeAfterReport(RolloutCallback):
             means = {"success": part["mean_success"]}
             table.add_row("mean", *(_cell(metric, means[metric]) if metric in means else "" for metric in self.metrics))
             Console(width=max(100, Console().width)).print(table)
+        if "weights" in summary:
+            Console(width=max(100, Console().width)).print(weights_table(summary["weights"], f"before -> after {when}"))
         print(
             f"KL to the reference {_nats(summary['kl'])} per sequence; trained {summary['train_seconds']:.0f} s\n"
             f"summary:     {path}\nsamples:     {path.parent / 'samples'}\n"
             f"TensorBoard: tensorboard --logdir {path.parent}"
         )
+
+
+@torch.no_grad()
+def _weights_of(module: PPOModule, rewards: RewardComputation, tasks: list[CodeTask]) -> list[tuple[str, Tensor]]:
+    """Type and weights ``[n]`` of each task over the components that apply to it, NaN where one does not."""
+    tasks = list(tasks)
+    if not tasks:
+        return []
+    applicable = [[component.applies_to(task) for component in rewards.suite.components] for task in tasks]
+    mask = torch.tensor(applicable, device=module.device)
+    types = [task.task_type for task in tasks]
+    alpha = module.weighting(module.task_encoder.encode_tasks(tasks).to(module.device), mask, types)
+    return list(zip(types, alpha.masked_fill(~mask, math.nan).float().cpu(), strict=True))
+
+
+def weights_table(weights: dict[str, Any], title: str) -> RichTable:
+    """What ``summary.json`` has under ``weights``: a row per task type, a column per component."""
+    from rich.table import Table as RichTable
+
+    table = RichTable(title=f"weights of the reward components: {title}")
+    table.add_column("task type")
+    for name in next(iter(weights.values())):
+        table.add_column(name, justify="right")
+    for task_type, pairs in weights.items():
+        cells = (["-" if pair[when] is None else f"{pair[when]:.2f}" for when in pair] for pair in pairs.values())
+        table.add_row(task_type, *("-" if cell == ["-", "-"] else " -> ".join(cell) for cell in cells))
+    return table
+
+
+def _join_weights(before: Weights, after: Weights) -> dict[str, dict[str, dict[str, float | None]]]:
+    return {
+        task_type: {
+            name: {"before": before.get(task_type, {}).get(name), "after": value} for name, value in row.items()
+        }
+        for task_type, row in after.items()
+    }
 
 
 def _has_reference(module: CodeModule) -> TypeGuard[PPOModule]:

@@ -242,6 +242,10 @@ def print_summary(path: str | Path) -> None:
     for mode, part in (("greedy", summary), ("sampled", summary.get("sampled"))):
         if part is not None:
             Console().print(_summary_table(f"{file}: {mode}", part))
+    if summary.get("weights"):
+        from lightning_dterm.callbacks.report import weights_table
+
+        Console().print(weights_table(summary["weights"], "before -> after"))
     kl = "-" if summary["kl"] is None else f"{summary['kl']:.4g}"
     print(f"KL to the reference: {kl}; training took {summary['train_seconds']:.0f} s")
     print(f"TensorBoard: tensorboard --logdir {file.parent}")

@@ -7,15 +7,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
 from lightning_dterm.callbacks.report import BeforeAfterReport, summarise
+from lightning_dterm.cli import print_summary
+from lightning_dterm.dterm import HypernetworkWeighting
 from lightning_dterm.modules.actor_critic import CriticConfig
 from lightning_dterm.modules.config import GenerationConfig, KLConfig, OptimizerConfig, PPOConfig
 from lightning_dterm.modules.loading import ActorConfig
 from lightning_dterm.modules.ppo import PPOModule
 from lightning_dterm.modules.supervised import SupervisedModule
+from lightning_dterm.types import CodeTask
 from tests.cli_stand_in import StandInModule
 from tests.tiny import ScoreOf, TextData, share_of_a, text_task, tiny_actor, tiny_trainer
 
@@ -88,6 +92,57 @@ def test_a_kill_while_the_summary_is_written_leaves_none(tmp_path: Path, monkeyp
     with pytest.raises(SystemExit, match="killed"):
         trainer.fit(module, datamodule=TextData(batch_size=8, size=64))
     assert not (tmp_path / "summary.json").exists()
+
+
+class ForRepair(ScoreOf):
+    """Applies to repairs only."""
+
+    def applies_to(self, task: CodeTask) -> bool:
+        return task.task_type == "repair"
+
+
+class TwoTypes(TextData):
+    """Tests of two types."""
+
+    def test_tasks(self) -> list[CodeTask]:
+        return [text_task(i, task_type=("synthesis", "repair")[i % 2]) for i in range(8)]
+
+
+def test_weights_per_task_type_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    module = module_for(tiny_actor(tmp_path / "actor"))
+    module.weighting = HypernetworkWeighting(prior={"share": 0.2, "long": 0.2, "repairs": 0.6})
+
+    class Learned(L.Callback):
+        """Stands in for the meta-step: a random actor succeeds at nothing to learn from."""
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            with torch.no_grad():
+                for parameter in module.weighting.parameters():
+                    parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+
+    components = [ScoreOf("share", share_of_a), ScoreOf("long", lambda text: 0.5), ForRepair("repairs", lambda text: 1)]
+    path = tmp_path / "summary.json"
+    trainer = tiny_trainer(tmp_path, components, 1, callbacks=[Learned(), BeforeAfterReport(str(path))])
+    trainer.fit(module, datamodule=TwoTypes(batch_size=8))
+    weights = json.loads(path.read_text())["weights"]
+    assert list(weights) == ["repair", "synthesis"]
+    before = {kind: [pair["before"] for pair in row.values()] for kind, row in weights.items()}
+    assert before["repair"] == pytest.approx([0.2, 0.2, 0.6], abs=1e-5)
+    assert before["synthesis"][:2] == pytest.approx([0.5, 0.5], abs=1e-5)
+    assert weights["synthesis"]["repairs"] == {"before": None, "after": None}
+    tasks = [task for task in TwoTypes(batch_size=8).test_tasks() if task.task_type == "repair"]
+    embedding = module.task_encoder.encode([task.description for task in tasks])
+    alpha = module.weighting(embedding, torch.ones(4, 3, dtype=torch.bool), ["repair"] * 4).detach().mean(0)
+    assert [pair["after"] for pair in weights["repair"].values()] == pytest.approx(alpha.tolist(), abs=1e-5)
+    assert (alpha - torch.tensor([0.2, 0.2, 0.6])).abs().max() > 0.02
+    shown = f"0.60 -> {float(alpha[2]):.2f}"
+    assert shown in capsys.readouterr().out
+    print_summary(path)
+    out = capsys.readouterr().out
+    assert shown in out
+    cells = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in out.splitlines() if "synthesis" in line]
+    assert cells[-1][3] == "-"  # never applicable
 
 
 def test_unknown_metrics_are_refused_by_name() -> None:
