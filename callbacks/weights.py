@@ -185,8 +185,9 @@ class WeightLogger(RolloutCallback):
         if len(self.steps) > _MAX_POINTS:
             self._stride *= 2
             kept = [place for place, step in enumerate(self.steps) if step % self._stride == 0]
-            for column in (self.steps, self.weights, self.losses):
-                column[:] = [column[place] for place in kept]  # type: ignore[index]
+            self.steps = [self.steps[place] for place in kept]
+            self.weights = [self.weights[place] for place in kept]
+            self.losses = [self.losses[place] for place in kept]
 
     # --- pictures ----------------------------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class WeightLogger(RolloutCallback):
                 for column, name in enumerate(names)
                 if applicable[column]
             }
-            loss = [(step, float(at[row])) for step, at in zip(self.steps, self.losses, strict=True)]
+            loss = [(float(step), float(at[row])) for step, at in zip(self.steps, self.losses, strict=True)]
             if math.isfinite(loss[-1][1]):
                 losses[task_type] = loss
         found = {"weights": weights_picture(curves, names)}
