@@ -143,11 +143,10 @@ def _load(name: str, owner: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Load what the checkpoint has of ``owner``: all that trains must be there; frozen weights are not saved."""
     part = {key[len(name) + 1 :]: value for key, value in saved.items() if key.startswith(f"{name}.")}
     try:
-        owner.load_state_dict(part, strict=False)
+        surplus = set(owner.load_state_dict(part, strict=False).unexpected_keys)
     except RuntimeError as error:
         raise ExplainError(f"the configuration's {name} does not fit the checkpoint: {error}") from error
     own = {key for key, parameter in owner.named_parameters() if parameter.requires_grad}
-    surplus = part.keys() - owner.state_dict().keys()
     if differing := sorted((own - part.keys()) | surplus):
         raise ExplainError(
             f"the configuration's {name} does not fit the checkpoint (they differ in {differing[0]}): give the run's "
