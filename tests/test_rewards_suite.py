@@ -54,6 +54,44 @@ class Scripted(RewardComponent):
         self.memory = state["memory"]
 
 
+def score_spans(spans: Any, value: float | None = 0.5) -> Any:
+    """A suite's result on one sample where a component's evidence is ``spans``, beside a component in order."""
+    components = [Scripted("bad", lambda samples: [RewardResult(value, spans)]), Scripted("good", 0.25)]
+    sample = make_sample("summary", language="text", tests=(), success_metric="exact_match")
+    with Sandbox(slots=1) as box:
+        return RewardSuite(components, box).score([sample])
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        ((0, 3),), (Span(None, 3),), (Span(0, None),), Span(0, 3), None, "ab", (Span(1.5, 2.5),),  # type: ignore[arg-type]
+        (Span(False, True),), (Span(0, 3, math.nan),), (Span(0, 3, -1.0),), (Span(0, 3, math.inf),),
+        (Span(0, 3, None),), (Span(0, 3, 10**400),), (Span(0, 3), None), (Span(0, 3, "1"),),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [0.5, None])
+def test_malformed_spans_are_a_failure_of_the_component_that_made_them(
+    spans: Any, value: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = score_spans(spans, value)
+    assert math.isnan(result.scores[0, 0])
+    assert result.scores[0, 1] == 0.25
+    assert result.evidence == [{}]
+    assert result.failures == {"bad": 1, "good": 0}
+    failed = result.results[0]["bad"]
+    assert failed.details["failure"] == "value"
+    assert "span" in str(failed.error)
+    assert "'bad'" in caplog.text
+
+
+def test_spans_of_other_numbers_and_in_a_list_are_well_formed() -> None:
+    numpy = pytest.importorskip("numpy")
+    result = score_spans([Span(numpy.int64(1), numpy.int32(3), numpy.float32(0.5)), Span(-5, 10**30, 0)])
+    assert result.failures == {"bad": 0, "good": 0}
+    assert [(span.start, span.end, span.weight) for span in result.evidence[0]["bad"]] == [(1, 3, 0.5), (0, 7, 0)]
+
+
 def five() -> list[RewardComponent]:
     return [CompileReward(), TestsReward(), SimilarityReward(), StyleReward(), EfficiencyReward()]
 

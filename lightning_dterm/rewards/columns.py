@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from lightning_dterm.rewards.base import Logged, Progress, RewardComponent
 from lightning_dterm.rewards.workers import Call, Worker
-from lightning_dterm.types import RewardResult, Sample
+from lightning_dterm.types import RewardResult, Sample, Span
 
 _log = logging.getLogger(__name__)
 
 FailureKind = Literal["exception", "length", "value", "timeout", "hung", "sandbox", "reported"]
 """How a reward failed: it raised; returned another number of results than there are samples; returned something that is
-no result or no number in [0, 1]; took too long; was passed over, since a call that took too long has not returned yet;
-had no verdict of the sandbox to read; or said so itself (``RewardResult.error``)."""
+no result, no number in [0, 1] or no well-formed spans; took too long; was passed over, since a call that took too long
+has not returned yet; had no verdict of the sandbox to read; or said so itself (``RewardResult.error``)."""
 
 
 def failure(kind: FailureKind, message: str) -> RewardResult:
@@ -243,11 +245,26 @@ def _checked(result: Any) -> RewardResult:
         return failure("value", f"returned {type(result).__name__} instead of a RewardResult")
     if result.error is not None:
         return RewardResult(None, details={**result.details, "failure": "reported"}, error=result.error)
-    if result.value is None:
-        return result
-    if not isinstance(result.value, (int, float)) or not -1e-6 <= result.value <= 1 + 1e-6:
-        return failure("value", f"value {result.value!r} is not a number in [0, 1]")  # NaN fails the comparison too
+    value = result.value
+    if value is not None and (not isinstance(value, (int, float)) or not -1e-6 <= value <= 1 + 1e-6):
+        return failure("value", f"value {value!r} is not a number in [0, 1]")  # NaN fails the comparison too
+    if not isinstance(result.spans, (tuple, list)):
+        return failure("value", f"spans are {reprlib.repr(result.spans)} instead of a tuple of Span")
+    odd = [span for span in result.spans if not _is_span(span)]
+    if odd:
+        what = "with integer start and end and a finite weight >= 0"
+        return failure("value", f"spans hold {reprlib.repr(odd[0])} instead of a Span {what}")
     return result
+
+
+def _is_span(span: Any) -> bool:
+    if not isinstance(span, Span):
+        return False
+    offsets = all(isinstance(place, Integral) and not isinstance(place, bool) for place in (span.start, span.end))
+    try:
+        return offsets and isinstance(span.weight, Real) and 0 <= float(span.weight) < math.inf
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _spread(name: str, values: Sequence[Any], rows: Sequence[int], size: int) -> list[Any]:
