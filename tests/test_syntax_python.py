@@ -58,6 +58,29 @@ def test_no_false_alarm_on_any_character_prefix_of_real_functions(functions: lis
             assert viable(function[:end]), (function, end)
 
 
+PATTERNS = (
+    "1+2j", "-1-2.5j", "-1-2.j", "{1+2j: a}", "[1+0j, 2-1e3j]", "0x1F", "-0b1", "1_0 - 3_0J", "a(1 + .5j)",
+    "a as _x", "{**_x}", "{'a': 1, **_rest}", "*_x, a", "[*_]", "A(_x, b=_y)", "a as __", "_x.y", "_x | _y",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_no_false_alarm_on_any_character_prefix_of_a_pattern(pattern: str, checker: PythonChecker) -> None:
+    """A pattern knows numbers and names that expressions do not: ``1+2`` must become ``1+2j``, ``as _`` more than it."""
+    program = f"def f(x):\n    match x:\n        case {pattern} if x:\n            pass\n"
+    assert parses(program)
+    session = PythonSession(checker)
+    for end in range(len(program)):
+        assert viable(program[:end]), program[:end]
+        assert session.append(program[end]), program[: end + 1]
+    assert checker.check(program).kind == "ok"
+
+
+@pytest.mark.parametrize("pattern", ["1+2:", "1+x", "1j+2j", "a as _:", "{**_}", "1+2 ", "a as _ "])
+def test_what_no_pattern_may_be_is_found_as_it_ends(pattern: str) -> None:
+    assert not viable(f"match x:\n    case {pattern}")
+
+
 def mutants(functions: list[str], count: int, seed: int) -> Iterator[tuple[str, random.Random]]:
     rng = random.Random(seed)
     for function in rng.sample(functions, count):

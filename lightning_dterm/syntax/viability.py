@@ -93,14 +93,17 @@ def _continuations(kind: str, lexeme: str) -> list[str]:
         others = [word for word in _WORDS if word.startswith(lexeme) and word != lexeme]
         if keyword.iskeyword(lexeme):
             others.append(lexeme + "_")
+        if lexeme == "_":  # alone it is no name to capture: "case {**_" may become "{**_x"
+            others.append("_x")
         if lexeme.lower() in _STRING_PREFIXES:
             others.append(lexeme + "''")
         return others
     if kind == "number":
-        return [".1" if lexeme[0] == "." else "1"]  # "1" after a keyword would be a name
+        one = ".1" if lexeme[0] == "." else "1"  # "1" after a keyword would be a name
+        return [one, one + "j"]  # a pattern takes 1+2j, not 1+2
     if kind == "operator" and lexeme not in _FINISHED:
         others = [operator for operator in OPERATORS if operator.startswith(lexeme) and operator not in (lexeme, "..")]
-        return [*others, ".5"] if lexeme == "." else others
+        return [*others, ".5", ".5j"] if lexeme == "." else others
     return []
 
 
