@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import textwrap
 import time
 
 import pytest
@@ -10,6 +12,17 @@ from markdown_it import MarkdownIt
 from lightning_dterm.attribution.extract import extract_code
 
 FENCE = "```"
+DOCSTRING = '''def f(x):
+    """Doubles.
+
+    ```
+    f(1)
+    ```
+    """
+    return 2 * x
+'''
+LISTED = DOCSTRING.replace("    ```", "    - so:\n      ```", 1)
+SPLIT = 'def f(s):\n    return s.split("</think>")[1]\n'
 
 
 def code(text: str, language: str = "python") -> list[str]:
@@ -49,6 +62,37 @@ def code(text: str, language: str = "python") -> list[str]:
         ("a<think>1<think>2</think>b", "python", ["a", "b"]),
         ("<think>only thought</think>\n", "python", []),
         ("<think>hm</think>```python\nx\n```", "python", ["x\n"]),
+        # a fence in a docstring closes no block and opens none
+        ("```python\n" + DOCSTRING + "```\n", "python", [DOCSTRING]),
+        (DOCSTRING, "python", [DOCSTRING]),
+        (DOCSTRING.partition("\n")[2], "python", [DOCSTRING.partition("\n")[2]]),  # a body, as for HumanEval
+        (LISTED, "python", [LISTED]),
+        ("- a\n  ```python\n" + textwrap.indent(DOCSTRING, "  ") + "  ```\n", "python", re.findall(".*\n+", DOCSTRING)),
+        ("1. Do:\n\n    ```python\n    x = 1\n    ```\n", "python", ["x = 1\n"]),  # in a list it may
+        ("- a\n  - b\n    ```\n    x\n    ```\n", "python", ["x\n"]),
+        ("```python\nx = 1\n   ```\nbye", "python", ["x = 1\n"]),
+        ("```python\nx = 1\n    ```\n", "python", ["x = 1\n    ```\n"]),
+        # what follows the block that has the tag is its output
+        ("```python\nx = 1\n```\nOutput:\n```\n1\n```\n", "python", ["x = 1\n"]),
+        ("```\nx = 1\n```\n```python\ny = 2\n```\n```\n3\n```\n", "python", ["x = 1\n", "y = 2\n"]),
+        ("```Python3.11\nx=1\n```\n```bash\nls\n```", "python", ["x=1\n"]),
+        ("```py3\nx=1\n```\n```sh\nls\n```", "python", ["x=1\n"]),
+        ("```c++17\nx\n```\n```c99\ny\n```", "cpp", ["x\n"]),
+        # behind prose, where it is closed
+        ("Here: ```python\nx = 1\n```\n", "python", ["x = 1\n"]),
+        ("Here: ```python\nx = 1\n```\nor ```python\ny = 2\n", "python", ["x = 1\n"]),
+        ("s = 'a ```python'\nt = 1\n", "python", ["s = 'a ```python'\nt = 1\n"]),
+        ("s = 1  # ```python\nt = 1\n# ```\n", "python", ["s = 1  # ```python\nt = 1\n# ```\n"]),
+        # tags that a program handles
+        (SPLIT, "python", [SPLIT]),
+        ("<think>hm</think>x = '<think>'\ny = 2\n", "python", ["x = '<think>'\ny = 2\n"]),
+        ('x = "<think>a</think>"\n', "python", ['x = "<think>a</think>"\n']),
+        ('the tag "<think>" and "</think>" then</think>x = 1', "python", ["x = 1"]),
+        ('he said "ok"</think>"""Doc."""', "python", ['"""Doc."""']),
+        # a document around the block
+        ("````markdown\n```python\nx=1\n```\n````", "python", ["x=1\n"]),
+        ("````md\nHi\n```python\nx=1\n```\nOut\n```\n1\n```\n````\n", "python", ["x=1\n"]),
+        ("```markdown\nprose\n```", "python", ["prose\n"]),
         ("  Adds one. \n", "text", ["Adds one."]),
         ("```\nprose\n```", "text", ["```\nprose\n```"]),
         ("<think>hm</think> Adds one.", "text", ["Adds one."]),
@@ -74,6 +118,21 @@ def test_spans_are_ascending_disjoint_non_empty_and_deterministic(text: str, lan
         position = end
         assert "<think>" not in text[start:end]
     assert spans == extract_code(text, language)
+
+
+MORE_PIECES = st.sampled_from(
+    ["```", "````", "```python", "````markdown", "Here: ```python", "\n", "\n", "    ", "  ", "- a", "x = 1", "<think>",
+     "</think>", "é😀", "\r", "\t", '"', "'"]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.lists(MORE_PIECES, max_size=30).map("".join), language=st.sampled_from(["python", "java", "markdown"]))
+def test_spans_lie_within_any_text(text: str, language: str) -> None:
+    position = 0
+    for start, end in extract_code(text, language):
+        assert position <= start < end <= len(text)
+        position = end
 
 
 @given(
@@ -116,7 +175,23 @@ def test_many_blocks_and_thoughts_are_linear() -> None:
     assert time.process_time() - start < 3
 
 
-@pytest.mark.parametrize("unit", ["<think>", "</think>", "```\n", "``` ", "`", " ", "~~~a\n", "\n```" + " " * 50])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<think>",
+        "</think>",
+        "```\n",
+        "``` ",
+        "`",
+        " ",
+        "~~~a\n",
+        "\n```" + " " * 50,
+        '"<think>',
+        "- a\n    ",
+        "a ```python\n",
+        "````md\n",
+    ],
+)
 def test_hostile_repetition_is_linear(unit: str) -> None:
     start = time.process_time()
     extract_code(unit * (400_000 // len(unit)), "python")

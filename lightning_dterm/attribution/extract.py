@@ -18,6 +18,9 @@ _ALIASES: dict[str, frozenset[str]] = {
     "go": frozenset({"go", "golang"}),
     "php": frozenset({"php"}),
 }
+_CLOSING, _DEEP = 3, 4  # columns: what a closing fence may be further in; from where on text is code to CommonMark
+_ITEM = re.compile(r"(?:[-*+]|[0-9]{1,9}[.)])(?:\s|$)")
+_QUOTES, _LITERAL = "\"'", 200  # how far on its line the quotes around a tag are looked for
 _LANGUAGE_OF = {tag: language for language, tags in _ALIASES.items() for tag in tags}
 
 CharSpan = tuple[int, int]
@@ -34,13 +37,18 @@ def extract_code(text: str, language: str) -> tuple[CharSpan, ...]:
     r"""Find the characters of a completion that are code.
 
     1. Thinking is never code: ``<think>...</think>``, an unclosed ``<think>`` up to the end, and everything before a
-       ``</think>`` that nothing opened (chat templates open it in the prompt).
+       ``</think>`` that nothing opened (chat templates open it in the prompt). A tag that touches a quote inside a
+       string on one line, as in ``text.split("</think>")``, is text like any other.
     2. ``language="text"``: all that is left, without surrounding white space.
-    3. With fenced blocks (three or more backticks or tildes on a line, indented or not): the insides of the blocks
-       whose tag names the language or is empty, or of all blocks where there is none such. The lines of the fences do
-       not count; the line break that ends the last line of code does. Lines inside lose as much indentation as the
-       opening fence has, where they have it (CommonMark 0.31, 4.5), so that code in a list is code. An unclosed block
-       reaches to the end. Fences with nothing between them mean an empty program, not bare code.
+    3. With fenced blocks (three or more backticks or tildes on a line): the insides of the blocks whose tag names the
+       language (with or without a version: ``python3.11``) or is empty, or of all blocks where there is none such.
+       Behind a block that has the tag, those without are its output and not code. A block tagged ``markdown`` stands
+       for the blocks inside it. The lines of the fences do not count; the line break that ends the last line of code
+       does. Lines inside lose as much indentation as the opening fence has, where they have it (CommonMark 0.31, 4.5),
+       so that code in a list is code. A closing fence is at most 3 columns further in than its opening; an opening one
+       that is indented by 4 or more counts in a list or as the first line only: others stand in docstrings. Behind
+       prose an opening fence counts where it has a known tag and is closed (``Here: ```python``). An unclosed block
+       otherwise reaches to the end. Fences with nothing between them mean an empty program, not bare code.
     4. Without a fence: the whole text.
 
     Args:
@@ -59,14 +67,33 @@ def extract_code(text: str, language: str) -> tuple[CharSpan, ...]:
     blocks = _fenced_blocks(visible)
     if blocks is None:
         return _subtract((0, len(text)), thoughts, text)
-    wanted = _canonical(language)
-    chosen = [block for block in blocks if not block.tag or _canonical(block.tag) == wanted] or blocks
+    chosen = _chosen(_unwrapped(visible, blocks), _canonical(language))
     removed = _united([*thoughts, *(span for block in chosen for span in _indentation(visible, block))])
     return tuple(span for block in chosen for span in _subtract((block.start, block.end), removed, text))
 
 
+def _chosen(blocks: list[_Block], wanted: str) -> list[_Block]:
+    """Blocks of the language or without a tag, of these none behind the first that has it; all where none is such."""
+    tagged = [_canonical(block.tag) == wanted for block in blocks]
+    first = tagged.index(True) if any(tagged) else len(blocks)
+    return [block for place, block in enumerate(blocks) if tagged[place] or (not block.tag and place < first)] or blocks
+
+
+def _unwrapped(text: str, blocks: list[_Block]) -> list[_Block]:
+    """The blocks, those tagged ``markdown`` replaced by the blocks inside them, where there are any."""
+    found: list[_Block] = []
+    for block in blocks:
+        inner = _fenced_blocks(text[block.start : block.end]) if block.tag in ("markdown", "md") else None
+        found += [one._replace(start=block.start + one.start, end=block.start + one.end) for one in inner or ()] or [
+            block
+        ]
+    return found
+
+
 def _canonical(tag: str) -> str:
-    return _LANGUAGE_OF.get(tag.lower(), tag.lower())
+    """The language that a tag names, with or without a version (``Python3.11``, ``c++17``); the tag where none."""
+    word = tag.lower()
+    return _LANGUAGE_OF.get(word) or _LANGUAGE_OF.get(word.rstrip("0123456789."), word)
 
 
 def _thinking(text: str) -> list[CharSpan]:
@@ -75,6 +102,8 @@ def _thinking(text: str) -> list[CharSpan]:
     opened: int | None = None
     first = True
     for match in _THINK.finditer(text):
+        if _quoted(text, *match.span()):
+            continue
         if match.group() == _THINK_OPEN:
             opened = match.start() if opened is None else opened
         elif opened is not None:
@@ -86,6 +115,16 @@ def _thinking(text: str) -> list[CharSpan]:
     if opened is not None:
         found.append((opened, len(text)))
     return found
+
+
+def _quoted(text: str, start: int, end: int) -> bool:
+    """Whether a tag stands beside a quote inside a string on one line: a program that handles tags."""
+    around = text[max(start - 1, 0) : start] + text[end : end + 1]
+    if not any(quote in around for quote in _QUOTES):
+        return False
+    before = text[max(start - _LITERAL, 0) : start].rpartition("\n")[2]
+    after = text[end : end + _LITERAL].partition("\n")[0]
+    return any(quote in around and before.count(quote) % 2 == 1 and quote in after for quote in _QUOTES)
 
 
 def _blank(text: str, ranges: list[CharSpan]) -> str:
@@ -139,26 +178,80 @@ def _subtract(span: CharSpan, ranges: list[CharSpan], text: str) -> tuple[CharSp
 
 def _fenced_blocks(text: str) -> list[_Block] | None:
     """The fenced blocks (insides without the fence lines), or None where there is no fence at all."""
+    blocks, unclosed = _parsed(text, len(text))
+    if unclosed is not None and unclosed.inline:  # prose that only looked like an opening
+        blocks, unclosed = _parsed(text, unclosed.position)
+    if unclosed is not None and unclosed.block.start <= len(text):
+        blocks.append(unclosed.block)
+    elif unclosed is None and not blocks:
+        return None
+    return [block for block in blocks if block.start < block.end]
+
+
+class _Opening(NamedTuple):
+    fence: str
+    column: int  # of the fence, or of the line's text where the fence stands behind it
+    block: _Block  # up to the end of the text
+    position: int  # of the line
+    inline: bool
+
+
+def _parsed(text: str, inline_before: int) -> tuple[list[_Block], _Opening | None]:
+    """The closed blocks and the opening that nothing closes; openings behind prose count up to ``inline_before``."""
     blocks: list[_Block] = []
-    opening: tuple[str, str, int, int] | None = None  # (fence, tag, indentation, offset of the first line inside)
+    opening: _Opening | None = None
+    lists = _Lists()
     position = 0
     for line in text.split("\n"):
         following = position + len(line) + 1
         stripped = line.strip()
-        fence = _fence_of(stripped)
+        indent = len(line) - len(line.lstrip(" \t"))
+        column = len(line[:indent].expandtabs(4))
         if opening is None:
-            info = stripped[len(fence) :]
-            if fence and "`" not in info:
-                opening = (fence, _tag(info), len(line) - len(line.lstrip(" \t")), following)
-        elif fence and fence == stripped and fence.startswith(opening[0]):
-            blocks.append(_Block(*opening[1:], position))
-            opening = None
+            inside = lists.hold(stripped, column)
+            found = _opened(stripped, position < inline_before) if inside else None
+            if found is not None:
+                fence, tag, inline = found
+                opening = _Opening(fence, column, _Block(tag, indent, following, len(text)), position, inline)
+        elif column <= opening.column + _CLOSING:
+            fence = _fence_of(stripped)
+            if fence and fence == stripped and fence.startswith(opening.fence):
+                blocks.append(opening.block._replace(end=position))
+                opening = None
         position = following
-    if opening is not None and opening[3] <= len(text):
-        blocks.append(_Block(*opening[1:], len(text)))
-    elif opening is None and not blocks:
+    return blocks, opening
+
+
+class _Lists:
+    """Which lines may open a block: those indented by 4 or more only in a list, or as the first line of all."""
+
+    def __init__(self) -> None:
+        self._above: list[tuple[int, bool]] = []  # column, and whether it is an item of a list that is no code itself
+
+    def hold(self, stripped: str, column: int) -> bool:
+        """Take in a line outside of blocks; whether a fence on it counts."""
+        if not stripped:
+            return False
+        first = not self._above
+        while len(self._above) > 1 and self._above[-1][0] >= column:
+            self._above.pop()
+        inside = not first and self._above[-1][0] < column and self._above[-1][1]
+        counts = column < _DEEP or inside
+        self._above.append((column, counts and _ITEM.match(stripped) is not None))
+        return counts or first
+
+
+def _opened(stripped: str, inline: bool) -> tuple[str, str, bool] | None:
+    """Fence, tag and whether prose stands before it, where the line opens a block."""
+    fence = _fence_of(stripped)
+    info = stripped[len(fence) :]
+    if fence and "`" not in info:
+        return fence, _tag(info), False
+    prose, mark, rest = stripped.partition("```")
+    tag = rest.lstrip("`").strip()
+    if not (inline and prose and mark) or "`" in prose or _canonical(tag) not in _ALIASES:
         return None
-    return [block for block in blocks if block.start < block.end]
+    return mark + rest[: len(rest) - len(rest.lstrip("`"))], tag.lower(), True
 
 
 def _fence_of(line: str) -> str:
