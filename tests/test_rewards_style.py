@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
@@ -129,6 +130,76 @@ def test_longer_code_of_the_same_density_scores_the_same(lines: list[str], times
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StyleReward(**settings)
+
+
+REAL_RUN = subprocess.run
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, *codes: int | None) -> list[int | None]:
+    """Let Ruff end with these codes, one a call; the last ones go on, None is Ruff itself."""
+    left = list(codes)
+
+    def run(command: Any, **options: Any) -> Any:
+        code = left.pop(0) if len(left) > 1 else left[0]
+        return REAL_RUN(command, **options) if code is None else subprocess.CompletedProcess(command, code, b"", b"")
+
+    monkeypatch.setattr(style_module.subprocess, "run", run)
+    return left
+
+
+@pytest.mark.parametrize("code", [-9, -15, 137, 143])
+def test_a_ruff_killed_from_outside_is_no_fault_of_the_program(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    ended(monkeypatch, code)
+    results = StyleReward().score([sample("x = 1\n"), sample(""), sample("import os\n")])
+    assert [result.value for result in results] == [None, 0.0, None]
+    assert all("signal" in str(results[index].error) and "Ruff" in str(results[index].error) for index in (0, 2))
+    ended(monkeypatch, code, None)  # once is chance
+    assert [result.value for result in StyleReward().score([sample("x = 1\n"), sample("y = 2\n")])] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("code", [-6, -11, 134, 139])
+def test_a_program_that_crashes_ruff_gets_0_and_no_other_does(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    ended(monkeypatch, code, code, None)
+    results = StyleReward().score([sample("x = 1\n"), sample("y = 2\n")])
+    assert [result.value for result in results] == [0.0, 1.0]
+    assert results[0].details == {"crashed_ruff": True}
+
+
+@pytest.mark.parametrize("code", [-1, -7, 2, 129])
+def test_another_end_of_ruff_is_an_error_of_the_reward(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    ended(monkeypatch, code)
+    with pytest.raises(RuntimeError, match=f"ruff failed with exit code {code}"):
+        StyleReward().score([sample("x = 1\n")])
+
+
+BAD = "import os,sys\neval(input())\ntry:\n    x=1\nexcept:\n    pass\n"
+
+
+@pytest.mark.parametrize("padding", ['"""\n' + "a\n" * 200 + '"""\n', "(\n" + "1,\n" * 200 + ")\n", "pass\n" * 200])
+def test_lines_that_say_nothing_cannot_buy_off_violations(padding: str) -> None:
+    reference = "def f(x):\n    # doubles\n    return 2 * x\n" * 3  # 6 code lines
+    task = dataclasses.replace(TASK, reference=reference)
+    text = BAD + padding
+    short, long = StyleReward().score([Sample(task, one, ((0, len(one)),)) for one in (BAD, text)])
+    assert long.value is not None
+    assert long.value <= 1 - min(1.0, sum(span.weight for span in short.spans) / 12)
+    assert (short.details["code_lines"], long.details["code_lines"]) == (6, 12)
+    few = dataclasses.replace(TASK, reference="x = 1\n")
+    assert StyleReward().score([Sample(few, text, ((0, len(text)),))])[0].details["code_lines"] == 10
+    assert StyleReward().score([sample(text)])[0].details["code_lines"] > 200  # no reference: nothing to go by
+
+
+def test_a_byte_order_mark_does_not_shift_spans() -> None:
+    text = "\ufeffimport os\nimport sys\n"
+    result = StyleReward().score([sample(text)])[0]
+    assert [text[span.start : span.end] for span in result.spans] == ["os", "sys"]
+
+
+@pytest.mark.parametrize(
+    ("language", "applies"), [("python", True), ("Python", True), ("py", True), ("python3", True), ("cython", False)]
+)
+def test_python_by_any_of_its_names(language: str, applies: bool) -> None:
+    assert StyleReward().applies_to(dataclasses.replace(TASK, language=language)) is applies
 
 
 @pytest.mark.parametrize("rules", [{"select": ["NOSUCH"]}, {"ignore": ["Z999999"]}])

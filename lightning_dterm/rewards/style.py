@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_dterm.rewards.base import RewardComponent, is_empty, line_starts, position_span
+from lightning_dterm.sandbox.languages import canonical
 from lightning_dterm.types import CodeTask, RewardResult, Sample
 
 if TYPE_CHECKING:
@@ -29,15 +31,21 @@ _SYNTAX = (None, "invalid-syntax", "E999")
 _TIMEOUT_S = 120.0
 _MEMORY = "/dev/shm"  # only TemporaryDirectory makes anything there
 _PAGE = 4096  # bytes that the smallest of files takes in memory
+_MIN_LINES = 10  # code lines that any program may have before more of them stop to count
+# Of a process, and as a shell reports it. What a program can bring about, and what only someone else does.
+_CRASHED = {code for number in (signal.SIGABRT, signal.SIGSEGV) for code in (-number, 128 + number)}
+_KILLED = {code for number in (signal.SIGKILL, signal.SIGTERM) for code in (-number, 128 + number)}
 
 
 class StyleReward(RewardComponent):
     """``1 - min(1, sum of weighted violations / code lines)``: 1 without a violation, never higher with one more.
 
     Only violations that start inside the completion count (not those in ``task.prefix``); code lines are the
-    completion's lines that are neither blank nor only a comment (at least 1). ``# noqa`` comments are ignored, so a
-    program cannot excuse itself. A program that does not parse (or that crashes Ruff) gets 0. Evidence: each
-    violation's own span, weighted by its severity (times ``autofixable`` where Ruff has a safe fix). Python only.
+    completion's lines that are neither blank nor only a comment (at least 1), and no more than twice the reference's
+    where the task has one (10 where that is less), so that lines which say nothing cannot buy off violations.
+    ``# noqa`` comments are ignored, so a program cannot excuse itself. A program that does not parse (or that crashes
+    Ruff) gets 0; where Ruff is killed twice from outside, the reward has failed. Evidence: each violation's own span,
+    weighted by its severity (times ``autofixable`` where Ruff has a safe fix). Python only.
 
     Args:
         name: Column name.
@@ -94,12 +102,16 @@ class StyleReward(RewardComponent):
 
     def applies_to(self, task: CodeTask) -> bool:
         """Python tasks."""
-        return task.language == "python"
+        return canonical(task.language) == "python"
 
     def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
         """Lint all programs in one Ruff process and score each."""
         programs = [sample.program for sample in samples if not is_empty(sample)]
-        found = iter(self._lint(programs))
+        try:
+            found = iter(self._lint(programs))
+        except ChildProcessError as error:
+            failed = RewardResult(None, error=str(error))
+            return [RewardResult(0.0) if is_empty(sample) else failed for sample in samples]
         return [RewardResult(0.0) if is_empty(sample) else self._score(sample, next(found)) for sample in samples]
 
     def severity_of(self, code: str) -> float:
@@ -120,14 +132,16 @@ class StyleReward(RewardComponent):
         spans, codes = [], []
         for item in syntax or diagnostics:
             weight = 1.0 if syntax else self._weight(item)
-            ends = [(item[key]["row"], item[key]["column"]) for key in ("location", "end_location")]
+            ends = [_position(program, item[key]) for key in ("location", "end_location")]
             span = position_span(program, starts, ends[0], ends[1], weight)
             if span.start >= len(sample.task.prefix) and weight > 0:
                 spans.append(span)
                 codes.append(item["code"])
         if syntax:
             return RewardResult(0.0, tuple(spans), {"syntax_error": True})
-        lines = code_lines(sample.code)
+        lines, reference = code_lines(sample.code), sample.task.reference
+        if reference.strip():
+            lines = min(lines, max(_MIN_LINES, 2 * code_lines(reference)))
         value = 1.0 - min(1.0, sum(span.weight for span in spans) / lines)
         return RewardResult(value, tuple(spans), {"violations": tuple(codes), "code_lines": lines})
 
@@ -149,10 +163,17 @@ class StyleReward(RewardComponent):
         with tempfile.TemporaryDirectory(prefix="lightning-dterm-style-", dir=place) as folder:
             for index, source in enumerate(sources):
                 Path(folder, f"{index}.py").write_bytes(source)
-            done = subprocess.run(
-                [*self._command, "."], cwd=folder, capture_output=True, timeout=_TIMEOUT_S, check=False
-            )
-        if done.returncode < 0 or done.returncode >= 128 or b"panicked" in done.stderr:
+            for _ in range(2):
+                done = subprocess.run(
+                    [*self._command, "."], cwd=folder, capture_output=True, timeout=_TIMEOUT_S, check=False
+                )
+                if done.returncode not in _KILLED:
+                    break
+            else:
+                raise ChildProcessError(
+                    f"{self.name}: Ruff was killed by a signal twice (exit code {done.returncode})."
+                )
+        if done.returncode in _CRASHED or b"panicked" in done.stderr:
             return None
         if done.returncode not in (0, 1):
             message = done.stderr.decode("utf-8", "replace").strip()[-500:]
@@ -163,6 +184,11 @@ class StyleReward(RewardComponent):
             assert diagnostics is not None
             diagnostics.append(item)
         return found
+
+
+def _position(program: str, place: Mapping[str, int]) -> tuple[int, int]:
+    """Ruff's row and column, with the byte order mark that it does not count."""
+    return place["row"], place["column"] + (place["row"] == 1 and program.startswith("\ufeff"))
 
 
 def code_lines(code: str) -> int:
