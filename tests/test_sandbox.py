@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -197,6 +197,26 @@ def test_tests_that_are_not_plain_data_are_refused_by_name(sandbox: Sandbox) -> 
     with pytest.raises(ValueError, match="not plain data: complex"):
         sandbox.run(SQUARE, "f", [CallTest((1j,), 1)])
     assert_healthy(sandbox)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SQUARE, TESTS), r"entry_point must be a str or None, got tuple.*tests=\.\.\."),
+        ((SQUARE, list(TESTS)), r"entry_point must be a str or None, got list.*tests=\.\.\."),
+        ((SQUARE, Limits()), "entry_point must be a str or None, got Limits"),
+        ((SQUARE, "f", Limits()), "tests must be a sequence of CallTest or IOTest, got Limits"),
+        ((SQUARE, "f", "tests"), "tests must be a sequence of CallTest or IOTest, got str"),
+        ((SQUARE, "f", [(2, 4)]), "tests must be a sequence of CallTest or IOTest, got list with a tuple"),
+        ((SQUARE, "f", TESTS, {"cpu_s": 1}), "limits must be Limits or None, got dict"),
+        ((SQUARE.encode(), "f", TESTS), "program must be a str, got bytes"),
+        ((None,), "program must be a str, got NoneType"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_by_name(arguments: tuple[Any, ...], message: str) -> None:
+    box = Sandbox(slots=1)
+    with box, pytest.raises(TypeError, match=message):
+        box.run(*arguments)
 
 
 def test_expected_values_may_have_rules_of_their_own(sandbox: Sandbox) -> None:

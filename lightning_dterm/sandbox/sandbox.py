@@ -150,7 +150,13 @@ class Sandbox:
         tests: Sequence[CallTest] | Sequence[IOTest] = (),
         limits: Limits | None = None,
     ) -> Result:
-        """Judge one program; see :class:`Job`. Text in against text out: in other languages than Python."""
+        """Judge one program; see :class:`Job`. Text in against text out: in other languages than Python.
+
+        Raises:
+            TypeError: an argument of another kind, such as tests in the place of ``entry_point``.
+            ValueError: calls without an ``entry_point``; and as :meth:`run_many`.
+        """
+        _refuse_other_kinds(program, entry_point, tests, limits)
         calls = [test for test in tests if isinstance(test, CallTest)]
         if len(calls) == len(tests):
             return self.run_many([Job(program, entry_point, tuple(calls), limits=limits)])[0]
@@ -189,6 +195,24 @@ class Sandbox:
     def close(self) -> None:
         """End all processes. The sandbox can be used again; it starts new ones."""
         self._client.close()
+
+
+def _refuse_other_kinds(program: object, entry_point: object, tests: object, limits: object) -> None:
+    """Say which argument of :meth:`Sandbox.run` is of another kind, above all tests in the place of the entry point."""
+    from lightning_dterm.sandbox.languages.programs import IOTest
+
+    if not isinstance(program, str):
+        raise TypeError(f"program must be a str, got {type(program).__name__}.")
+    if not isinstance(entry_point, (str, type(None))):
+        name = type(entry_point).__name__
+        raise TypeError(f"entry_point must be a str or None, got {name}; tests go by name: run(program, tests=...).")
+    listed = isinstance(tests, Sequence) and not isinstance(tests, (str, bytes))
+    odd = [test for test in tests if not isinstance(test, (CallTest, IOTest))] if isinstance(tests, Sequence) else []
+    if odd or not listed:
+        name = type(tests).__name__ + (f" with a {type(odd[0]).__name__}" if listed else "")
+        raise TypeError(f"tests must be a sequence of CallTest or IOTest, got {name}.")
+    if not isinstance(limits, (Limits, type(None))):
+        raise TypeError(f"limits must be Limits or None, got {type(limits).__name__}.")
 
 
 def _python_job(job: Job | ProgramJob) -> Job:

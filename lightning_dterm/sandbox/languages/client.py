@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lightning_dterm.sandbox.client import Results, SlotState, Ticket, report_level
 from lightning_dterm.sandbox.languages.compilers import Compilers, canonical
@@ -95,7 +96,8 @@ class CompiledClient:
         self._compilers.close()
 
     def _judge(self, jobs: Sequence[Job | ProgramJob]) -> list[Result]:
-        report_level(self.states[0])
+        state = self.states[0]
+        report_level(state)
         results: list[Result] = [self._lost()] * len(jobs)
         for _ in range(_ATTEMPTS):
             left = [place for place, result in enumerate(results) if result.status == "infra"]
@@ -107,7 +109,10 @@ class CompiledClient:
             reports = self._compilers.check_many([(self.language, jobs[i].program, "full") for i in compiled])
             for place, report in zip(compiled, reports, strict=True):
                 results[place] = self._lost() if report is None else _compiled(report)
-        return results
+        # what was compiled only, or did not compile, ran nothing that could tell the level: it is the compiler's
+        return [
+            replace(one, level=state.level) if one.level == "none" and one.status != "infra" else one for one in results
+        ]
 
     def _program(self, job: Job | ProgramJob) -> ProgramJob:
         if isinstance(job, ProgramJob):
