@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_dterm.modules.distributed import together
 
@@ -41,6 +43,21 @@ class RolloutCallback(L.Callback):
 
     def on_update_end(self, trainer: L.Trainer, pl_module: L.LightningModule, rollout: Rollout) -> None:
         """The policy is updated; everything about the rollout is known, ``advantages`` and ``metrics`` included."""
+
+
+def refuse_unheard(callbacks: Sequence[L.Callback]) -> None:
+    """Refuse callbacks with a hook of rollouts that nothing would ever call.
+
+    Raises:
+        MisconfigurationException: one has such a hook and is no :class:`RolloutCallback`.
+    """
+    for callback in callbacks:
+        unheard = [hook for hook in ("on_phase_start", *get_args(HookName)) if hasattr(callback, hook)]
+        if unheard and not isinstance(callback, RolloutCallback):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} has {', '.join(unheard)}, which is called on a "
+                "lightning_dterm.hooks.RolloutCallback only: derive it from that"
+            )
 
 
 def dispatch(trainer: L.Trainer, pl_module: L.LightningModule, hook: HookName, rollout: Rollout) -> None:

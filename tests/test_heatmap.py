@@ -256,6 +256,16 @@ def test_show_prints_saved_maps_and_writes_a_page(tmp_path: Path, capsys: pytest
     assert page.read_text() == html_page("Step 21", [heat_map(["two"], task_id="b")])
 
 
+def test_show_lets_nothing_of_a_file_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\x9b31m\x07\u202e[bold]x"
+    saved = tmp_path / "m.json"
+    saved.write_text(to_json(evil, [heat_map(["one"], task_id=evil)]))
+    for arguments in ([], ["--task", "other\x1b"]):
+        _, out, err = run_show(capsys, saved, "--width", 200, *arguments)
+        assert "[bold]x" in out + err
+        assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(out + err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -392,3 +393,17 @@ def test_a_run_without_rewards_is_refused(actor: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="RewardComputation"):
         trainer.fit(ppo(actor), datamodule=TextData(batch_size=8, size=20))
+
+
+class Unheard(L.Callback):
+    """A hook of rollouts on a class that they do not call."""
+
+    def on_update_end(self, *_: Any) -> None:
+        raise AssertionError("never called")
+
+
+def test_a_plain_callback_with_a_hook_of_rollouts_is_refused_by_name(actor: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        MisconfigurationException, match=r"Unheard.*on_update_end.*lightning_dterm\.hooks\.RolloutCallback"
+    ):
+        tiny_fit(tmp_path, tiny_ppo(actor), components(), 1, TextData(batch_size=8, size=20), callbacks=[Unheard()])

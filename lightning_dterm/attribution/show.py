@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_dterm.attribution.heatmap import HeatMap, HeatMapError, read_json
-from lightning_dterm.attribution.render import TerminalHeatMap, html_page
+from lightning_dterm.attribution.render import TerminalHeatMap, html_page, shown_whole
 from lightning_dterm.checkpointing import atomic_write
 
 _RUN_KEYS = ("seed_everything", "trainer", "model", "data")
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="lightning-dterm-show-") as scratch:
             title, maps = _load(options, Path(scratch))
         console = Console(width=options.width, highlight=False)
-        console.print(title, style="bold", markup=False)
+        console.print(shown_whole(title), style="bold", markup=False)
         for heat_map in maps:
             console.print(TerminalHeatMap(heat_map))
         if options.html is not None:
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file.write(html_page(title, maps).encode("utf-8", "replace"))
             console.print(f"page: {options.html}", markup=False)
     except (HeatMapError, OSError) as error:
-        print(f"lightning-dterm: error: {error}", file=sys.stderr)
+        print(f"lightning-dterm: error: {shown_whole(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -1,9 +1,11 @@
 """CodeBLEU (Ren et al. 2020, arXiv 2009.10297) as a torchmetrics metric: n-grams, weighted n-grams, syntax, data flow.
 
-The definition is the published one, with three changes that its own implementations lack: data flow is that of
+The definition is the published one, with four changes that its own implementations lack: data flow is that of
 :mod:`lightning_dterm.structure.dataflow` (deterministic, no assignment form missing), a corpus without any data flow
-is a case of its own and not silently 0 or 1, and comments and docstrings are left out of the trees instead of being
-cut out of the text. All four parts are corpus scores from additive counts: no split into batches or ranks matters.
+is a case of its own and not silently 0 or 1, comments and docstrings are left out of the trees instead of being cut
+out of the text, and of fewer than four candidate words in all only the orders that there are count (CodeXGLUE's
+``bleu.py`` always takes four, the missing ones smoothed). All four parts are corpus scores from additive counts: no
+split into batches or ranks matters.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_dterm.dterm import HashingEncoder, TaskEncoder, UniformWeighting, Weighting
-from lightning_dterm.hooks import RolloutCallback, announce_phase, dispatch
+from lightning_dterm.hooks import RolloutCallback, announce_phase, dispatch, refuse_unheard
 from lightning_dterm.modules import checkpoints
 from lightning_dterm.modules.actor_critic import ActorCritic, CriticConfig, LoraSettings
 from lightning_dterm.modules.base import CodeModule
@@ -188,11 +188,13 @@ class PPOModule(CodeModule):
             )
 
     def on_fit_start(self) -> None:
-        """Refuse a run that has nothing to learn from.
+        """Refuse a run that has nothing to learn from, or callbacks that nothing would call.
 
         Raises:
             ValueError: Without a reward callback, or without an attribution callback.
+            MisconfigurationException: see :func:`lightning_dterm.hooks.refuse_unheard`.
         """
+        refuse_unheard(self.trainer.callbacks)  # type: ignore[attr-defined]
         if not self.component_names:
             raise ValueError("no reward callback: add lightning_dterm.callbacks.RewardComputation to trainer.callbacks")
         callbacks = [c for c in self.trainer.callbacks if isinstance(c, RolloutCallback)]  # type: ignore[attr-defined]
