@@ -66,7 +66,7 @@ PATTERNS = (
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_no_false_alarm_on_any_character_prefix_of_a_pattern(pattern: str, checker: PythonChecker) -> None:
-    """A pattern knows numbers and names that expressions do not: ``1+2`` must become ``1+2j``, ``as _`` more than it."""
+    """A pattern has its own rules for numbers and names: ``1+2`` must become ``1+2j``, ``as _`` such as ``as _x``."""
     program = f"def f(x):\n    match x:\n        case {pattern} if x:\n            pass\n"
     assert parses(program)
     session = PythonSession(checker)
