@@ -248,9 +248,10 @@ def _checked(result: Any) -> RewardResult:
     value = result.value
     if value is not None and (not isinstance(value, (int, float)) or not -1e-6 <= value <= 1 + 1e-6):
         return failure("value", f"value {value!r} is not a number in [0, 1]")  # NaN fails the comparison too
-    if not isinstance(result.spans, (tuple, list)):
-        return failure("value", f"spans are {reprlib.repr(result.spans)} instead of a tuple of Span")
-    odd = [span for span in result.spans if not _is_span(span)]
+    spans: Any = result.spans
+    if not isinstance(spans, (tuple, list)):
+        return failure("value", f"spans are {reprlib.repr(spans)} instead of a tuple of Span")
+    odd = [span for span in spans if not _is_span(span)]
     if odd:
         what = "with integer start and end and a finite weight >= 0"
         return failure("value", f"spans hold {reprlib.repr(odd[0])} instead of a Span {what}")
@@ -260,9 +261,14 @@ def _checked(result: Any) -> RewardResult:
 def _is_span(span: Any) -> bool:
     if not isinstance(span, Span):
         return False
-    offsets = all(isinstance(place, Integral) and not isinstance(place, bool) for place in (span.start, span.end))
+    places: tuple[Any, ...] = (span.start, span.end)
+    weight: Any = span.weight
     try:
-        return offsets and isinstance(span.weight, Real) and 0 <= float(span.weight) < math.inf
+        return (
+            all(isinstance(place, Integral) and not isinstance(place, bool) for place in places)
+            and isinstance(weight, Real)
+            and 0 <= float(weight) < math.inf
+        )
     except OverflowError:  # an integer beyond all floats
         return False
 
