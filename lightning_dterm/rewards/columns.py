@@ -17,6 +17,8 @@ from lightning_dterm.rewards.workers import Call, Worker
 from lightning_dterm.types import RewardResult, Sample, Span
 
 _log = logging.getLogger(__name__)
+_short = reprlib.Repr()
+_short.maxother = 100
 
 FailureKind = Literal["exception", "length", "value", "timeout", "hung", "sandbox", "reported"]
 """How a reward failed: it raised; returned another number of results than there are samples; returned something that is
@@ -250,11 +252,11 @@ def _checked(result: Any) -> RewardResult:
         return failure("value", f"value {value!r} is not a number in [0, 1]")  # NaN fails the comparison too
     spans: Any = result.spans
     if not isinstance(spans, (tuple, list)):
-        return failure("value", f"spans are {reprlib.repr(spans)} instead of a tuple of Span")
+        return failure("value", f"spans are {_short.repr(spans)} instead of a tuple of Span")
     odd = [span for span in spans if not _is_span(span)]
     if odd:
         what = "with integer start and end and a finite weight >= 0"
-        return failure("value", f"spans hold {reprlib.repr(odd[0])} instead of a Span {what}")
+        return failure("value", f"spans hold {_short.repr(odd[0])} instead of a Span {what}")
     return result
 
 
