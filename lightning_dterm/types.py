@@ -155,6 +155,8 @@ class Rollout:
             log-probabilities, entropy and KL are those of actor and reference with all other tokens left out.
         samples: What rewards see (filled by ``RewardComputation``).
         logprobs / ref_logprobs / values: ``[B, T]`` float, zero outside the mask.
+        gradients: ``[B, D]`` gradient of each response's log-probability in the last layer, compressed
+            (:class:`lightning_dterm.dterm.sketch.GradientSketch`); None where the weighting asks for none.
         component_names: The n components, in column order.
         scores: ``[B, n]`` raw component values in [0, 1]; NaN where not applicable or failed.
         evidence: B mappings from component name to spans in ``texts`` offsets; no entry or empty = uniform.
@@ -183,6 +185,7 @@ class Rollout:
     logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None
+    gradients: Tensor | None = None
     component_names: tuple[str, ...] = ()
     scores: Tensor | None = None
     evidence: list[dict[str, list[Span]]] = field(default_factory=list)

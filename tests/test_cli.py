@@ -215,6 +215,7 @@ def test_packaged_configurations_are_found_from_anywhere(tmp_path: Path, monkeyp
 
 COMPLETE = ["quickstart.yaml", "microcode_sft.yaml", "codexglue/sft.yaml"]
 WEIGHTINGS = ("uniform", "expert", "fixed_per_task_type", "gradnorm", "normalized", "hypernetwork", "correlation")
+WEIGHTINGS += ("alignment", "lookahead")
 OVERLAYS = [["strategy/ddp.yaml"], ["strategy/fsdp2.yaml"], ["lora.yaml"]]
 OVERLAYS += [[f"weighting/{name}.yaml"] for name in WEIGHTINGS]
 OVERLAYS += [["rewards/success.yaml", f"weighting/{name}.yaml"] for name in ("success_only", "expert_success")]

@@ -11,7 +11,14 @@ import pytest
 import torch
 import yaml
 
-from lightning_dterm.dterm import FixedPerTaskTypeWeighting, GradNormWeighting, HypernetworkWeighting, UniformWeighting
+from lightning_dterm.dterm import (
+    FixedPerTaskTypeWeighting,
+    GradientAlignment,
+    GradNormWeighting,
+    HypernetworkWeighting,
+    LookAhead,
+    UniformWeighting,
+)
 from lightning_dterm.hooks import RolloutCallback
 from lightning_dterm.modules.actor_critic import CriticConfig
 from lightning_dterm.modules.config import GenerationConfig, PPOConfig
@@ -78,13 +85,14 @@ def fit(actor: Path, root: Path, weighting: Any, names: tuple[str, ...], per_pro
 @pytest.mark.parametrize("name", sorted(path.stem for path in OVERLAYS.glob("*.yaml")))
 def test_each_overlay_builds_and_runs_two_rollouts(name: str, actor: Path, tmp_path: Path) -> None:
     names = (*FIVE, "success") if "success" in name else FIVE
-    rollouts = fit(actor, tmp_path, weighting_of(name), names)
+    weighting = weighting_of(name)
+    rollouts = fit(actor, tmp_path, weighting, names, per_prompt=max(2, weighting.least_samples))
     assert len(rollouts) == 2
     for rollout in rollouts:
         assert rollout.alpha is not None
         assert rollout.rewards is not None
         assert rollout.token_rewards is not None
-        assert torch.allclose(rollout.alpha.sum(-1), torch.ones(8))
+        assert torch.allclose(rollout.alpha.sum(-1), torch.ones(len(rollout)))
         want = (rollout.alpha * rollout.rewards).sum(-1)  # nothing is masked here
         inside = rollout.response_mask.any(-1)
         assert torch.allclose(rollout.token_rewards.sum(-1)[inside], want[inside], atol=1e-5)
@@ -119,10 +127,32 @@ class Told(HypernetworkWeighting):
         super().observe(scores, mask, embedding, **kw)
 
 
-@pytest.mark.parametrize("weighting", [GradNormWeighting(), UniformWeighting(normalize=True)])
-def test_one_sample_a_prompt_is_refused_in_one_line(weighting: Any, actor: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="samples_per_prompt must be 2 or more") as refusal:
-        fit(actor, tmp_path, weighting, ("a",), per_prompt=1)
+@pytest.mark.parametrize("objective", [GradientAlignment, LookAhead])
+def test_gradients_of_the_rollout_reach_the_objective(objective: Any, actor: Path, tmp_path: Path) -> None:
+    rollouts = fit(actor, tmp_path, told := Told(objective=objective(sketch=4)), ("a", "b", "c"), 4)
+    assert rollouts[0].gradients is not None
+    assert rollouts[0].gradients.shape == (16, 16)
+    fifo = told.objective.get_extra_state()["informative"]
+    seen = torch.cat([columns[4][-2:].flatten(0, 1) for columns in fifo.values()])
+    last = rollouts[-1].gradients
+    assert last is not None
+    assert torch.equal(seen.sort(0).values, last.sort(0).values)
+    assert f"weighting/{told.objective.loss_name}" in rollouts[-1].metrics
+
+
+@pytest.mark.parametrize(
+    ("weighting", "least"),
+    [
+        (GradNormWeighting(), 2),
+        (UniformWeighting(normalize=True), 2),
+        (HypernetworkWeighting(objective=LookAhead(), normalize=True), 4),
+    ],
+)
+def test_too_few_samples_a_prompt_are_refused_in_one_line(
+    weighting: Any, least: int, actor: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"samples_per_prompt must be {least} or more") as refusal:
+        fit(actor, tmp_path, weighting, ("a",), per_prompt=least - 1)
     assert "\n" not in str(refusal.value)
 
 

@@ -87,7 +87,7 @@ class GradNormWeighting(Weighting):
         normalize: See :class:`Weighting`; gradient norms are then those of the z-scores.
     """
 
-    needs_siblings = True
+    least_samples = 2
     raw_weights: Tensor
     first_loss: Tensor
 
@@ -119,13 +119,14 @@ class GradNormWeighting(Weighting):
         group: Tensor,
         task_types: Sequence[str],
         sensitivity: Tensor | None = None,
+        gradients: Tensor | None = None,
     ) -> None:
         """Take one step.
 
         Raises:
             ValueError: Without ``sensitivity``.
         """
-        super().observe(scores, mask, embedding, outcome, group, task_types, sensitivity)
+        super().observe(scores, mask, embedding, outcome, group, task_types, sensitivity, gradients)
         if sensitivity is None:
             raise ValueError("GradNormWeighting needs the sensitivity of the policy's log-probabilities")
         known = scores.masked_fill(~mask, torch.nan)

@@ -36,8 +36,7 @@ class ScoreNormalizer(nn.Module):
     def observe(self, groups: dict[str, Groups]) -> None:
         """Update sigma with the groups of one rollout, by task type; under several processes of all of them."""
         for task_type, lot in groups.items():
-            new = ranking.within_group_rms(lot.scores)
-            self._sigma[task_type] = ranking.mix(self._sigma.get(task_type), new, self.ema)
+            ranking.track_rms(self._sigma, task_type, lot.scores, self.ema)
 
     def scale(self, task_types: Sequence[str], components: int) -> Tensor:
         """``[B, n]`` sigma + 0.02 on the CPU, infinite where sigma is not known."""

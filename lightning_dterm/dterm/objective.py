@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from lightning_dterm.dterm import ranking
 from lightning_dterm.dterm.hypernetwork import Hypernetwork
+from lightning_dterm.dterm.sketch import GradientSketch
 
 Encode = Callable[[Tensor], Tensor]
 """Embeddings ``[B, d]`` of a task encoder's features ``[B, w]``, differentiable in the encoder that trains."""
@@ -28,6 +29,9 @@ class Groups(NamedTuple):
     mask: Tensor  #: ``[G, n]`` bool, components known for any of its samples
     scores: Tensor  #: ``[G, K, n]`` raw scores, NaN where masked
     outcome: Tensor  #: ``[G, K]`` success, NaN where unknown
+    gradients: (
+        Tensor  #: ``[G, K, D]`` sketched score functions of the responses, D = 0 where no objective asks for them
+    )
 
     def last(self, count: int) -> Groups:
         """The last ``count`` groups."""
@@ -41,10 +45,13 @@ class Groups(NamedTuple):
 def concatenate(parts: Sequence[Groups]) -> Groups:
     """Groups of several lots, the shorter ones padded to the largest K."""
     size = max(part.scores.shape[1] for part in parts)
-    scores = [pad(part.scores, (0, 0, 0, size - part.scores.shape[1]), value=math.nan) for part in parts]
+    scores, gradients = (
+        torch.cat([pad(part[column], (0, 0, 0, size - part[column].shape[1]), value=math.nan) for part in parts])
+        for column in (2, 4)
+    )
     outcome = [pad(part.outcome, (0, size - part.outcome.shape[1]), value=math.nan) for part in parts]
     embedding, mask = (torch.cat([part[column] for part in parts]) for column in range(2))
-    return Groups(embedding, mask, torch.cat(scores), torch.cat(outcome))
+    return Groups(embedding, mask, scores, torch.cat(outcome), gradients)
 
 
 def embed(parts: Sequence[Groups], encode: Encode | None) -> list[Groups]:
@@ -61,7 +68,13 @@ def embed(parts: Sequence[Groups], encode: Encode | None) -> list[Groups]:
 
 
 def split_groups(
-    scores: Tensor, mask: Tensor, embedding: Tensor, outcome: Tensor, group: Tensor, task_types: Sequence[str]
+    scores: Tensor,
+    mask: Tensor,
+    embedding: Tensor,
+    outcome: Tensor,
+    group: Tensor,
+    task_types: Sequence[str],
+    gradients: Tensor | None = None,
 ) -> dict[str, Groups]:
     """Sort the samples of a rollout into groups per task type, in order of appearance, float32 on the CPU.
 
@@ -72,7 +85,10 @@ def split_groups(
         outcome: ``[B]``, NaN where unknown.
         group: ``[B]`` index of the prompt.
         task_types: B task types; one prompt has one type.
+        gradients: ``[B, D]`` sketched score functions of the responses; None: none are kept.
     """
+    kept = scores.new_zeros(len(scores), 0) if gradients is None else gradients
+    kept = kept.detach().cpu().float()
     scores = scores.detach().cpu().float().masked_fill(~mask.cpu(), math.nan)
     embedding, outcome = embedding.detach().cpu().float(), outcome.detach().cpu().float()
     rows_of: dict[int, list[int]] = {}
@@ -81,13 +97,22 @@ def split_groups(
     lots: dict[str, list[Groups]] = {}
     for rows in rows_of.values():
         known = ~scores[rows].isnan()
-        item = Groups(embedding[rows[:1]], known.any(0)[None], scores[rows][None], outcome[rows][None])
+        known_here, own = known.any(0)[None], (scores[rows][None], outcome[rows][None], kept[rows][None])
+        item = Groups(embedding[rows[:1]], known_here, *own)
         lots.setdefault(task_types[rows[0]], []).append(item)
     return {task_type: concatenate(parts) for task_type, parts in lots.items()}
 
 
 class MetaObjective(nn.Module):
-    """What a hypernetwork minimises. State beyond parameters goes into the extra state, so that resume is exact."""
+    """What a hypernetwork minimises. State beyond parameters goes into the extra state, so that resume is exact.
+
+    Attributes:
+        least_samples: Samples of a prompt without which it learns nothing.
+        sketch: How the gradients that it observes are compressed; None where it needs none.
+    """
+
+    least_samples: int = 1
+    sketch: GradientSketch | None = None
 
     def configure(self, component_names: Sequence[str]) -> None:
         """Learn which components there are, before parameters are handed to an optimizer."""
@@ -146,8 +171,8 @@ class GroupObjective(MetaObjective):
         self._recent: dict[str, Groups] = {}
         self._metrics: dict[str, float] = {}
 
-    def family_losses(self, alpha: Tensor, z: Tensor, outcome: Tensor, family: Tensor, families: int) -> Tensor:
-        """``[F]`` losses; arguments as in :func:`lightning_dterm.dterm.ranking.ranking_losses`."""
+    def family_losses(self, alpha: Tensor, z: Tensor, groups: Groups, family: Tensor, families: int) -> Tensor:
+        """``[F]`` losses of ``groups``; other arguments as in :func:`lightning_dterm.dterm.ranking.ranking_losses`."""
         raise NotImplementedError
 
     def configure(self, component_names: Sequence[str]) -> None:
@@ -165,10 +190,10 @@ class GroupObjective(MetaObjective):
             lot = lot.select(~lot.outcome.isnan().all(1))
             if not len(lot.outcome):
                 continue
-            new = ranking.within_group_rms(lot.scores)
-            self._sigma[task_type] = ranking.mix(self._sigma.get(task_type), new, self.ema)
-            self._recent[task_type] = self._push(self._recent.get(task_type), lot)
-            lot = lot.select((ranking.pair_weights(lot.outcome) > 0).flatten(1).any(1))
+            ranking.track_rms(self._sigma, task_type, lot.scores, self.ema)
+            bare = lot._replace(gradients=lot.gradients[..., :0])  # only weights are compared there
+            self._recent[task_type] = self._push(self._recent.get(task_type), bare)
+            lot = lot.select(ranking.informative(lot.outcome))
             if len(lot.outcome):
                 self._informative[task_type] = self._push(self._informative.get(task_type), lot)
 
@@ -187,7 +212,7 @@ class GroupObjective(MetaObjective):
         alpha, recent_alpha = hypernetwork(
             torch.cat([groups.embedding, recent.embedding]), torch.cat([groups.mask, recent.mask])
         ).split([len(family), len(recent_family)])
-        own = self.family_losses(alpha, z, groups.outcome, family, len(names))
+        own = self.family_losses(alpha, z, groups, family, len(names))
         divergence = ranking.mean_per_family(
             ranking.kl_divergence(recent_alpha, hypernetwork.prior_weights(recent.mask)), recent_family, len(names)
         )
@@ -304,9 +329,9 @@ class OutcomeRanking(GroupObjective):
         """Inverse temperature, scalar in [beta_min, beta_max]."""
         return self.beta_min + (self.beta_max - self.beta_min) * torch.sigmoid(self.beta_logit.float())
 
-    def family_losses(self, alpha: Tensor, z: Tensor, outcome: Tensor, family: Tensor, families: int) -> Tensor:
+    def family_losses(self, alpha: Tensor, z: Tensor, groups: Groups, family: Tensor, families: int) -> Tensor:
         """The ranking loss at the present beta."""
-        return ranking.ranking_losses(alpha, z, outcome, family, families, self.beta, self.min_pairs)
+        return ranking.ranking_losses(alpha, z, groups.outcome, family, families, self.beta, self.min_pairs)
 
     def loss(self, hypernetwork: Hypernetwork, encode: Encode | None = None) -> Tensor | None:
         """As :meth:`GroupObjective.loss`; beta is logged, too."""
@@ -347,10 +372,13 @@ class OutcomeCorrelation(GroupObjective):
             raise ValueError(f"min_groups must be positive, got {min_groups}")
         self.min_groups = min_groups
 
-    def family_losses(self, alpha: Tensor, z: Tensor, outcome: Tensor, family: Tensor, families: int) -> Tensor:
+    def family_losses(self, alpha: Tensor, z: Tensor, groups: Groups, family: Tensor, families: int) -> Tensor:
         """One minus the correlation, averaged over each family's groups."""
-        return ranking.correlation_losses(alpha, z, outcome, family, families, self.min_groups)
+        return ranking.correlation_losses(alpha, z, groups.outcome, family, families, self.min_groups)
 
 
 def _restored(columns: Sequence[Tensor]) -> Groups:
-    return Groups(*(column.cpu().clone() for column in columns))
+    own = [column.cpu().clone() for column in columns]
+    if len(own) < len(Groups._fields):  # from before there were gradients
+        own.append(own[3].new_zeros(*own[3].shape, 0))
+    return Groups(*own)

@@ -63,9 +63,19 @@ def normalize_scores(scores: Tensor, sigma: Tensor, sigma_floor: float = 0.02) -
     return (center_within_group(scores) / (scale if scale.dim() == 1 else scale[:, None])).nan_to_num(0.0)
 
 
+def track_rms(sigmas: dict[str, Tensor], task_type: str, scores: Tensor, decay: float) -> None:
+    """Mix the within-group RMS of new ``scores [G, K, n]`` into the moving average of their task type."""
+    sigmas[task_type] = mix(sigmas.get(task_type), within_group_rms(scores), decay)
+
+
 def pair_weights(outcome: Tensor) -> Tensor:
     """``[G, K, K]``: ``S_j - S_l`` where sample j did better than sample l and both are known, else 0."""
     return (outcome[:, :, None] - outcome[:, None, :]).nan_to_num(0.0).clamp(min=0)
+
+
+def informative(outcome: Tensor) -> Tensor:
+    """``[G]`` bool: groups whose known outcomes ``[G, K]`` vary; the others teach nothing."""
+    return (pair_weights(outcome) > 0).flatten(1).any(1)
 
 
 def ranking_losses(
@@ -91,9 +101,8 @@ def ranking_losses(
     composite = torch.einsum("gn,gkn->gk", alpha, z)
     weight = pair_weights(outcome)
     loss = (weight * softplus(-beta * (composite[:, :, None] - composite[:, None, :]))).sum((1, 2))
-    zeros = loss.new_zeros(families)
-    total = zeros.index_add(0, family, weight.sum((1, 2)).to(loss))
-    return zeros.index_add(0, family, loss) / total.clamp(min=min_pairs)
+    total = sum_per_family(weight.sum((1, 2)).to(loss), family, families)
+    return sum_per_family(loss, family, families) / total.clamp(min=min_pairs)
 
 
 def correlation_losses(
@@ -122,13 +131,11 @@ def correlation_losses(
     reward = torch.where(known, composite - (composite * known).sum(1, keepdim=True) / count, 0.0)
     success = outcome.nan_to_num(0.0)
     success = torch.where(known, success - (success * known).sum(1, keepdim=True) / count, 0.0)
-    spread = success.square().sum(1)
-    informative = spread > 1e-12
-    norm = (reward.square().sum(1) + 1e-12).sqrt() * spread.clamp(min=1e-12).sqrt()
-    loss = torch.where(informative, 1 - (reward * success).sum(1) / norm, 0.0)
-    zeros = loss.new_zeros(families)
-    groups = zeros.index_add(0, family, informative.to(loss))
-    return zeros.index_add(0, family, loss) / groups.clamp(min=min_groups)
+    varies = informative(outcome)
+    norm = (reward.square().sum(1) + 1e-12).sqrt() * success.square().sum(1).clamp(min=1e-12).sqrt()
+    loss = torch.where(varies, 1 - (reward * success).sum(1) / norm, 0.0)
+    groups = sum_per_family(varies.to(loss), family, families)
+    return sum_per_family(loss, family, families) / groups.clamp(min=min_groups)
 
 
 def pairwise_accuracy(alpha: Tensor, z: Tensor, outcome: Tensor) -> Tensor:
@@ -146,8 +153,12 @@ def kl_divergence(alpha: Tensor, prior: Tensor) -> Tensor:
     return (alpha * (alpha.clamp(min=tiny).log() - prior.clamp(min=tiny).log())).sum(-1)
 
 
+def sum_per_family(values: Tensor, family: Tensor, families: int) -> Tensor:
+    """Sum of ``values [G]`` over the groups of each ``family [G]``. Returns ``[F]``."""
+    return values.new_zeros(families).index_add(0, family, values)
+
+
 def mean_per_family(values: Tensor, family: Tensor, families: int) -> Tensor:
     """Mean of ``values [G]`` over each family's groups, 0 for a family without any. Returns ``[F]``."""
-    zeros = values.new_zeros(families)
-    count = zeros.index_add(0, family, torch.ones_like(values))
-    return zeros.index_add(0, family, values) / count.clamp(min=1)
+    count = sum_per_family(torch.ones_like(values), family, families)
+    return sum_per_family(values, family, families) / count.clamp(min=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lightning_dterm.dterm.film import FilmKind
 from lightning_dterm.dterm.hypernetwork import Hypernetwork, restrict
+from lightning_dterm.dterm.named_weights import check_weights, ordered
 from lightning_dterm.dterm.normalize import ScoreNormalizer
 from lightning_dterm.dterm.objective import Encode, MetaObjective, OutcomeRanking, split_groups
+from lightning_dterm.dterm.sketch import GradientSketch
 
 
 class Weighting(nn.Module):
@@ -29,12 +31,14 @@ class Weighting(nn.Module):
 
     Attributes:
         needs_embedding: Whether :meth:`forward` reads the task embedding.
-        needs_siblings: Whether it compares the samples of a prompt, and so needs at least 2.
+        least_samples: Samples of a prompt that it needs to compare them; 1 where it compares none.
+        sketch: How the policy's gradients are to be compressed for :meth:`observe`; None where it needs none.
         component_names: The n components in column order; empty before :meth:`configure`.
     """
 
     needs_embedding: bool = False
-    needs_siblings: bool = False
+    least_samples: int = 1
+    sketch: GradientSketch | None = None
 
     def __init__(self, normalize: bool = False) -> None:
         super().__init__()
@@ -42,7 +46,7 @@ class Weighting(nn.Module):
         self._embedding_dim = 0
         self.normalizer = ScoreNormalizer() if normalize else None
         if normalize:
-            self.needs_siblings = True
+            self.least_samples = 2
 
     @property
     def normalize(self) -> bool:
@@ -110,6 +114,7 @@ class Weighting(nn.Module):
         group: Tensor,
         task_types: Sequence[str],
         sensitivity: Tensor | None = None,
+        gradients: Tensor | None = None,
     ) -> None:
         """Take in one rollout.
 
@@ -123,6 +128,8 @@ class Weighting(nn.Module):
             task_types: B task types.
             sensitivity: ``[B]`` squared norm, over a response's tokens, of the gradient of its log-probability in the
                 logits of the tokens chosen: ``sum_t (1 - pi(a_t))^2``.
+            gradients: ``[B, D]`` gradient of each response's log-probability in the last layer, compressed by
+                :attr:`sketch`; None without one.
         """
         if self.normalizer is not None:
             self.normalizer.observe(split_groups(scores, mask, embedding, outcome, group, task_types))
@@ -186,7 +193,7 @@ class FixedWeighting(Weighting):
     def __init__(self, weights: dict[str, float], normalize: bool = False) -> None:
         super().__init__(normalize)
         self.weights_by_name = dict(weights)
-        _check_weights(self.weights_by_name, "weights")
+        check_weights(self.weights_by_name, "weights")
 
     def build(self, component_names: tuple[str, ...], embedding_dim: int) -> None:
         """Order the weights as the components are.
@@ -194,7 +201,7 @@ class FixedWeighting(Weighting):
         Raises:
             ValueError: If the weights do not name exactly the components.
         """
-        self.register_buffer("weights", _ordered(self.weights_by_name, component_names, "weights"), persistent=False)
+        self.register_buffer("weights", ordered(self.weights_by_name, component_names, "weights"), persistent=False)
 
     def forward(self, embedding: Tensor | None, mask: Tensor, task_types: Sequence[str]) -> Tensor:
         """``[B, n]``: the expert's weights over the applicable components."""
@@ -224,7 +231,7 @@ class FixedPerTaskTypeWeighting(Weighting):
         self.weights_by_type = {task_type: dict(row) for task_type, row in weights.items()}
         self.default = dict(default) if default is not None else None
         for what, row in self._rows():
-            _check_weights(row, what)
+            check_weights(row, what)
 
     def _rows(self) -> list[tuple[str, dict[str, float]]]:
         rows = [(f"weights of {task_type!r}", row) for task_type, row in self.weights_by_type.items()]
@@ -236,7 +243,7 @@ class FixedPerTaskTypeWeighting(Weighting):
         Raises:
             ValueError: If the weights of a task type do not name exactly the components.
         """
-        table = torch.stack([_ordered(row, component_names, what) for what, row in self._rows()])
+        table = torch.stack([ordered(row, component_names, what) for what, row in self._rows()])
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, embedding: Tensor | None, mask: Tensor, task_types: Sequence[str]) -> Tensor:
@@ -292,12 +299,14 @@ class HypernetworkWeighting(Weighting):
             raise ValueError("prototypes, prototype_dim and hidden must each be at least 1")
         self.prior = dict(prior) if prior is not None else None
         if self.prior is not None:
-            _check_weights(self.prior, "prior")
+            check_weights(self.prior, "prior")
         self.sizes = {"prototypes": prototypes, "prototype_dim": prototype_dim, "hidden": hidden}
         self.eps = eps
         self.film: FilmKind = film
         self.objective: MetaObjective = objective if objective is not None else OutcomeRanking()
         self.hypernetwork: Hypernetwork | None = None
+        self.least_samples = max(self.least_samples, self.objective.least_samples)
+        self.sketch = self.objective.sketch
 
     def build(self, component_names: tuple[str, ...], embedding_dim: int) -> None:
         """Make the hypernetwork, its first output being the prior.
@@ -306,7 +315,7 @@ class HypernetworkWeighting(Weighting):
             ValueError: If the prior does not name exactly the components, or one of its weights is not above ``eps``.
         """
         prior = self.prior if self.prior is not None else dict.fromkeys(component_names, 1.0)
-        weights = _ordered(prior, component_names, "prior")
+        weights = ordered(prior, component_names, "prior")
         weights = weights / weights.sum()
         low = [name for name, weight in zip(component_names, weights.tolist(), strict=True) if weight <= self.eps]
         if low:
@@ -340,10 +349,11 @@ class HypernetworkWeighting(Weighting):
         group: Tensor,
         task_types: Sequence[str],
         sensitivity: Tensor | None = None,
+        gradients: Tensor | None = None,
     ) -> None:
         """Hand the rollout's groups to the objective."""
-        super().observe(scores, mask, embedding, outcome, group, task_types, sensitivity)
-        self.objective.observe(split_groups(scores, mask, embedding, outcome, group, task_types))
+        super().observe(scores, mask, embedding, outcome, group, task_types, sensitivity, gradients)
+        self.objective.observe(split_groups(scores, mask, embedding, outcome, group, task_types, gradients))
 
     def modulate(self, scores: Tensor, embedding: Tensor | None) -> Tensor:
         """FiLM's reading of the scores, in float32 whatever the autocast.
@@ -375,23 +385,3 @@ class HypernetworkWeighting(Weighting):
         if self.hypernetwork is None:
             raise RuntimeError("HypernetworkWeighting is used before configure(component_names, embedding_dim)")
         return self.hypernetwork
-
-
-def _check_weights(weights: Mapping[str, float], what: str) -> None:
-    bad = [name for name, weight in weights.items() if not 0 <= weight < float("inf")]
-    if bad:
-        raise ValueError(f"{what} of {bad} must be finite and not negative")
-    if not any(weight > 0 for weight in weights.values()):
-        raise ValueError(f"{what} must hold at least one positive weight")
-
-
-def _ordered(weights: Mapping[str, float], component_names: Sequence[str], what: str) -> Tensor:
-    missing = [name for name in component_names if name not in weights]
-    unknown = [name for name in weights if name not in component_names]
-    if missing or unknown:
-        raise ValueError(
-            f"{what} must name exactly the reward components {list(component_names)}"
-            + (f"; missing: {missing}" if missing else "")
-            + (f"; not a component: {unknown}" if unknown else "")
-        )
-    return torch.tensor([float(weights[name]) for name in component_names])

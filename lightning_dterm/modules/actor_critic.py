@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_dterm.dterm.sketch import GradientSketch, SketchTally
 from lightning_dterm.modules.agreement import choose_route, states_width
 from lightning_dterm.modules.config import check_at_least, check_positive
 from lightning_dterm.modules.forward import JoinedBatch, join, scatter
@@ -57,12 +58,16 @@ class CriticConfig:
 
 
 class Scores(NamedTuple):
-    """What :meth:`ActorCritic.forward` returns; all ``[B, T]`` float32, 0 outside the mask, None where not asked."""
+    """What :meth:`ActorCritic.forward` returns; all float32, None where not asked.
+
+    All but ``gradients`` are ``[B, T]`` and 0 outside the mask.
+    """
 
     logprobs: Tensor | None
     ref_logprobs: Tensor | None
     values: Tensor | None
     entropy: Tensor | None
+    gradients: Tensor | None = None  #: ``[B, D]`` sketches of the responses' score functions
 
 
 class ActorCritic(nn.Module):
@@ -152,6 +157,7 @@ class ActorCritic(nn.Module):
         temperature: float = 1.0,
         entropy_gradient: bool = False,
         support: Tensor | None = None,
+        sketch: GradientSketch | None = None,
     ) -> Scores:
         """Score given responses.
 
@@ -162,20 +168,22 @@ class ActorCritic(nn.Module):
             temperature: The sampling temperature: log-probabilities are those of the distribution sampled from.
             entropy_gradient: Let gradients flow through the entropy.
             support: ``[B, T, W]`` tokens that sampling could choose from (:class:`Responses`), for actor and reference.
+            sketch: Compress the actor's score functions with it; not under autograd.
         """
         batch = join(prompt_ids, prompt_mask, response_ids, response_mask)
-        logprobs = ref_logprobs = values = entropy = None
+        logprobs = ref_logprobs = values = entropy = tally = None
         if actor:
             with self._adapter("actor"):
                 source, head = self.route.predict(self.language_model, batch)
-                logprobs, entropy = self._logprobs(source, head, batch, temperature, support, entropy_gradient)
+                tally = None if sketch is None else _tally(sketch, batch, temperature)
+                logprobs, entropy = self._logprobs(source, head, batch, temperature, support, entropy_gradient, tally)
             if critic and self.kind == "shared" and self.route.from_states:
                 values = self._values(source, batch)
         if critic and values is None:
             values = self._critic_values(batch)
         if reference:
             ref_logprobs = self._reference_logprobs(batch, temperature, support)
-        return Scores(logprobs, ref_logprobs, values, entropy)
+        return Scores(logprobs, ref_logprobs, values, entropy, None if tally is None else tally.total)
 
     def generate(self, *args: Any, **kwargs: Any) -> Responses:
         """Sample from the actor, see :func:`lightning_dterm.rl.generation.generate`; arguments after the model."""
@@ -212,12 +220,13 @@ class ActorCritic(nn.Module):
         temperature: float,
         support: Tensor | None,
         entropy_gradient: bool = False,
+        tally: SketchTally | None = None,
     ) -> tuple[Tensor, Tensor]:
-        labels = batch.ids[:, batch.start :][batch.response_mask]
+        labels = batch.labels
         if support is not None:
             support = support[:, : batch.response_mask.shape[1]][batch.response_mask]
         logprobs, entropy = token_logprobs(
-            head, source, labels, temperature, entropy_gradient=entropy_gradient, support=support
+            head, source, labels, temperature, entropy_gradient=entropy_gradient, support=support, visit=tally
         )
         return scatter(logprobs, batch), scatter(entropy, batch)
 
@@ -246,6 +255,11 @@ class ActorCritic(nn.Module):
                 layer.enable_adapters(True)
                 layer.set_adapter("actor")
             _restore(flags)
+
+
+def _tally(sketch: GradientSketch, batch: JoinedBatch, temperature: float) -> SketchTally:
+    rows = batch.response_mask.nonzero()[:, 0]
+    return sketch.tally(rows, len(batch.ids), batch.labels, temperature)
 
 
 def _check(actor: ActorConfig, critic: CriticConfig, lora: LoraSettings | None) -> None:

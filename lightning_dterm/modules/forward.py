@@ -28,6 +28,11 @@ class JoinedBatch:
     response_mask: Tensor
     width: int
 
+    @property
+    def labels(self) -> Tensor:
+        """``[N]`` the response tokens, row by row."""
+        return self.ids[:, self.start :][self.response_mask]
+
 
 def join(prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> JoinedBatch:
     """Join left-padded prompts and right-padded responses, cutting columns that are padding in every row."""

@@ -28,13 +28,14 @@ def observe(module: PPOModule, rollout: Rollout) -> None:
     outcome = rollout.outcome if rollout.outcome is not None else torch.full((len(rollout),), math.nan)
     sensitivity = ((1 - rollout.logprobs.exp()).square() * rollout.response_mask).sum(-1)
     per_prompt = module.generation.samples_per_prompt
-    columns = [part.cpu() for part in (rollout.scores, rollout.task_features, outcome, sensitivity)]
+    gradients = rollout.scores.new_zeros(len(rollout), 0) if rollout.gradients is None else rollout.gradients
+    columns = [part.cpu() for part in (rollout.scores, rollout.task_features, outcome, sensitivity, gradients)]
     own = [
         ([column[i : i + per_prompt] for column in columns], rollout.tasks[i].task_type)
         for i in range(0, len(rollout), per_prompt)
     ]
     groups = global_order(all_gather(own))
-    scores, embeddings, outcomes, sensitivities = (
+    scores, embeddings, outcomes, sensitivities, sketches = (
         torch.cat(column).to(module.device) for column in zip(*(group[0] for group in groups), strict=True)
     )
     module.weighting.observe(
@@ -45,4 +46,5 @@ def observe(module: PPOModule, rollout: Rollout) -> None:
         group=torch.arange(len(groups), device=module.device).repeat_interleave(per_prompt),
         task_types=[group[1] for group in groups for _ in range(per_prompt)],
         sensitivity=sensitivities,
+        gradients=sketches,
     )

@@ -175,16 +175,17 @@ class PPOModule(CodeModule):
 
         Raises:
             ValueError: Under loss scaling, with weights in half precision, if the weighting compares samples of a
-                prompt and there is one, or if the schedule needs ``trainer.max_steps`` and that is not set.
+                prompt and there are too few, or if the schedule needs ``trainer.max_steps`` and that is not set.
         """
         super().setup(stage)
         if stage != "fit":
             return
         self.refuse_wrong_training("optimizer.schedule", self.optimizer_config.schedule)
-        if self.weighting.needs_siblings and self.generation.samples_per_prompt < 2:
+        least = self.weighting.least_samples
+        if self.generation.samples_per_prompt < least:
             raise ValueError(
                 f"{type(self.weighting).__name__} compares the samples of a prompt: generation.samples_per_prompt must "
-                "be 2 or more"
+                f"be {least} or more"
             )
 
     def on_fit_start(self) -> None:
@@ -259,8 +260,16 @@ class PPOModule(CodeModule):
         )
         dispatch(self.trainer, self, "on_generation_end", rollout)  # rewards may run beside the forward passes
         given = (prompt_ids, prompt_mask, responses.ids, responses.mask)
-        scores = score_responses(self, *given, temperature=settings.temperature, critic=True, support=rollout.support)
+        scores = score_responses(
+            self,
+            *given,
+            temperature=settings.temperature,
+            critic=True,
+            support=rollout.support,
+            sketch=self.weighting.sketch,
+        )
         rollout.logprobs, rollout.ref_logprobs, rollout.values = scores.logprobs, scores.ref_logprobs, scores.values
+        rollout.gradients = scores.gradients
         return rollout
 
     def weigh(self, rollout: Rollout) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
+from lightning_dterm.dterm.sketch import GradientSketch
 from lightning_dterm.modules.actor_critic import Scores
 from lightning_dterm.modules.distributed import all_gather
 
@@ -26,6 +27,7 @@ def score_responses(
     temperature: float,
     critic: bool = False,
     support: Tensor | None = None,
+    sketch: GradientSketch | None = None,
 ) -> Scores:
     """Log-probabilities of actor and reference (where ``kl.placement`` keeps one) and values, where asked for.
 
@@ -39,6 +41,7 @@ def score_responses(
         temperature: Of the distribution that was sampled from.
         critic: Give values, too.
         support: ``[B, T, W]`` tokens that sampling could choose from, where it was constrained.
+        sketch: Give each response's compressed gradient, too.
     """
     count, reference = len(prompt_ids), module.kl.placement != "none"
     size = module.ppo.micro_batch_size or max(count, 1)
@@ -55,6 +58,7 @@ def score_responses(
             critic=critic,
             temperature=temperature,
             support=None if support is None else support[start : start + size],
+            sketch=sketch,
         )
         for start in range(0, count, size)
     ]
@@ -62,9 +66,10 @@ def score_responses(
     for _ in range(most - own):
         module.policy(one, one, one, one, actor=True, reference=reference, critic=critic)  # type: ignore[misc]
     nothing = torch.zeros(0, response_mask.shape[1], device=module.device)
-    columns = [torch.cat([nothing, *column]) if _known(column) else None for column in zip(*parts, strict=True)]
-    return Scores(*columns) if columns else Scores(nothing, nothing, nothing, nothing)
+    columns = [torch.cat(column) if _known(column) else None for column in zip(*parts, strict=True)]
+    no_gradient = None if sketch is None else nothing.new_zeros(0, sketch.width)
+    return Scores(*columns) if columns else Scores(nothing, nothing, nothing, nothing, no_gradient)
 
 
-def _known(column: tuple[Tensor | None, ...]) -> bool:
+def _known(column: tuple[Tensor | None, ...]) -> TypeGuard[tuple[Tensor, ...]]:
     return all(part is not None for part in column)
