@@ -3,7 +3,7 @@
     python benchmarks/meta_step.py --steps 8 --run runs/meta_step --out benchmarks/results/meta_step.json
 
 1. At real dimensions (embedding 768, hidden 256, 8 prototypes, 5 components, 64 groups of 8): loss, gradient, clipping
-   and Adam, in milliseconds on one thread; where there is a GPU also there, and as a share of one training step (forward
+   and Adam, in milliseconds on one thread; where there is a GPU also there, as a share of one training step (forward
    and backward of all 512 responses) of an actor of 0.5B parameters.
 2. Its share of an iteration of ``configs/quickstart.yaml`` (without its tables and checkpoints), from the phase times
    that a run logs; to it is added what sketching the gradients of a rollout takes, where an objective needs them. At
