@@ -1,10 +1,10 @@
 """What a meta-step of the hypernetwork costs, for every meta-objective.
 
-    python benchmarks/meta_step.py --steps 8 --run runs/meta_step --out benchmarks/results/meta_step.json
+    python benchmarks/meta_step.py --steps 4 --run runs/meta_step --out benchmarks/results/meta_step.json
 
 1. At real dimensions (embedding 768, hidden 256, 8 prototypes, 5 components, 64 groups of 8): loss, gradient, clipping
-   and Adam, in milliseconds on one thread; where there is a GPU also there, as a share of one training step (forward
-   and backward of all 512 responses) of an actor of 0.5B parameters.
+   and Adam, in milliseconds of processor time on one thread. Where there is a GPU, also there, as a share of one
+   training step (forward and backward of all 512 responses) of an actor of 0.5B parameters.
 2. Its share of an iteration of ``configs/quickstart.yaml`` (without its tables and checkpoints), from the phase times
    that a run logs; to it is added what sketching the gradients of a rollout takes, where an objective needs them. At
    most 5% is wanted on a CPU, at most 2% of the actor's step on a GPU.
@@ -55,14 +55,15 @@ HALF_BILLION = {
 
 
 def seconds(function: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median wall time of a call, after two that do not count."""
+    """Median time of a call, after two that do not count; on a CPU its processor time, which no other load changes."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     times = []
     for _ in range(repeats + 2):
-        started = time.perf_counter()
+        started = clock()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return statistics.median(times[2:])
 
 
@@ -163,7 +164,7 @@ def on_gpu() -> dict[str, Any] | str:
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8, help="rollouts of each quickstart run")
+    parser.add_argument("--steps", type=int, default=4, help="rollouts of each quickstart run")
     parser.add_argument("--run", type=Path, default=Path("runs/meta_step"), help="folder of the runs' logs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/meta_step.json"))
     return parser

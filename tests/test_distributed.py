@@ -118,6 +118,18 @@ def test_fsdp2_resumes_exactly_from_before_the_hypernetworks_first_gradient(acto
         assert whole[rank]["metrics"][1:] == second[rank]["metrics"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_gradients_for_the_weighting_on_two_processes(actor: Path, tmp_path: Path, strategy: str) -> None:
+    one = launch(tmp_path / "one", actor, steps=3, lookahead=True, micro=3)[0]
+    two = launch(tmp_path / "two", actor, devices=2, strategy=strategy, steps=3, lookahead=True, micro=3)
+    assert all(metrics["weighting/lookahead_loss"] != 0 for metrics in one["metrics"])
+    for rank in two:
+        assert_same_weights(one, rank, 1e-4)
+        assert_same_metrics(one, rank, 1e-4)
+    assert_same_weights(two[0], two[1], 0.0)
+
+
 def assert_same_export(one: Path, two: Path, actor: Path) -> None:
     """Both load in plain transformers, agree to 1e-4, and are not what training began with."""
     models = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (one, two, actor)]
