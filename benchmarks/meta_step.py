@@ -47,6 +47,7 @@ OBJECTIVES = {
     "lookahead": LookAhead,
 }
 GROUPS, SAMPLES, COMPONENTS, EMBEDDING = 64, 8, 5, 768
+ROLLOUT_TOKENS = 64 * 60  # of the quickstart: 64 responses of less than 60 tokens on average
 KEPT = ("RewardComputation", "TokenAttribution")
 HALF_BILLION = {
     "vocab_size": 151936, "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -142,7 +143,7 @@ def quickstart_share(run: Path, steps: int, name: str) -> dict[str, float]:
     times = read(run)
     iteration = statistics.mean(times["iteration"][1:])
     meta = statistics.mean(times["meta"][1:] or [0.0])
-    sketch = sketching(64 * 60) if OBJECTIVES[name]().sketch else 0.0  # 64 responses of at most 60 tokens on average
+    sketch = sketching(ROLLOUT_TOKENS) if OBJECTIVES[name]().sketch else 0.0
     return {
         "iteration_s": round(iteration, 4),
         "meta_s": round(meta, 5),
@@ -165,6 +166,7 @@ def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4, help="rollouts of each quickstart run")
+    parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES), help="runs")
     parser.add_argument("--run", type=Path, default=Path("runs/meta_step"), help="folder of the runs' logs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/meta_step.json"))
     return parser
@@ -179,8 +181,9 @@ def main() -> None:
         **measured(),
         "load_average": round(os.getloadavg()[0], 1),
         "meta_step_ms": {name: round(1e3 * meta_step(name, cpu), 2) for name in OBJECTIVES},
+        "sketch_ms": round(1e3 * sketching(ROLLOUT_TOKENS), 2),
         "quickstart": {
-            name: quickstart_share((options.run / name).resolve(), options.steps, name) for name in OBJECTIVES
+            name: quickstart_share((options.run / name).resolve(), options.steps, name) for name in options.objectives
         },
         "gpu": on_gpu(),
     }

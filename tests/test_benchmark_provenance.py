@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import attribution, codexglue
+from benchmarks import attribution, codexglue, meta_step
 from benchmarks.provenance import ROOT, provenance
 
 
@@ -36,9 +36,10 @@ def test_the_documented_command_is_accepted() -> None:
     assert (args.data_dir, args.trained_at) == ("$DIR", "$COMMIT")
 
 
-def test_the_attribution_command_is_complete() -> None:
-    (line,) = [line for line in str(attribution.__doc__).splitlines() if "python benchmarks/attribution.py" in line]
-    parser = attribution.arguments()
+@pytest.mark.parametrize("benchmark", [attribution, meta_step])
+def test_the_documented_command_is_complete(benchmark: Any) -> None:
+    (line,) = [line for line in str(benchmark.__doc__).splitlines() if "python benchmarks/" in line]
+    parser = benchmark.arguments()
     assert vars(parser.parse_args(shlex.split(line)[2:])) == vars(parser.parse_args([]))
 
 
