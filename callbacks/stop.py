@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 
 class GracefulStop(L.Callback):
-    """Stops training on SIGINT or SIGTERM at the end of the current step, with a checkpoint to resume from.
+    """Stops training on SIGINT or SIGTERM at the end of a step; whatever ends a run, its last step is saved.
 
     The first signal lets the rollout in progress finish, writes ``last.ckpt`` (into the folder of the first
     ``ModelCheckpoint``, else ``<log_dir>/checkpoints``) at the point where a ``ModelCheckpoint`` would have, so that
@@ -25,6 +25,10 @@ class GracefulStop(L.Callback):
     validation runs only if it was due at this very step. A second SIGINT raises ``KeyboardInterrupt`` at once. With
     several processes it is enough that one of them gets the signal: the decision is agreed on at every step.
     Lightning's own SIGTERM handler, which raises ``SIGTERMException`` without saving, is replaced while training runs.
+
+    A run that ends by itself has its last step in the ``last.ckpt`` of every ``ModelCheckpoint`` with ``save_last``,
+    also where that step is none of its interval's; it is written before other callbacks wind up (by an evaluation, for
+    instance).
 
     Attributes:
         stopped: True once training was ended by a signal; ``stopped_by_signal(trainer)`` asks for it.
@@ -51,8 +55,10 @@ class GracefulStop(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Agree across processes whether to stop; if so save and end the loop."""
+        """Agree across processes whether to stop; if so save and end the loop. Save also where the run ends here."""
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
+            if _ends(trainer):
+                _save_end(trainer)
             return
         epoch_loop = trainer.fit_loop.epoch_loop
         # An unfinished epoch must not be recorded as finished: save here, not in a later hook.
@@ -63,6 +69,11 @@ class GracefulStop(L.Callback):
         trainer.fit_loop.min_epochs = 0
         trainer.should_stop = True
         self.stopped = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Early stopping, which the validation decides, ends a run as well."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.stopped and _stops_early(trainer):
+            _save_end(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After the last step nothing is left to stop: give the signals back before other callbacks wind up."""
@@ -80,8 +91,10 @@ class GracefulStop(L.Callback):
             rank_zero_info(f"\nStopped after step {trainer.global_step}. Resume with:\n  {command}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Give the signals back; say what an interrupt has left."""
         self._restore()
+        if isinstance(exception, KeyboardInterrupt):
+            rank_zero_info(f"\nInterrupted after step {trainer.global_step}. {_what_is_left(trainer)}")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -107,9 +120,52 @@ def stopped_by_signal(trainer: L.Trainer) -> bool:
     return any(isinstance(c, GracefulStop) and c.stopped for c in trainer.callbacks)  # type: ignore[attr-defined]
 
 
+def _keepers(trainer: L.Trainer) -> list[ModelCheckpoint]:
+    return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+
+
+def _stops_early(trainer: L.Trainer) -> bool:
+    return bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
+def _ends(trainer: L.Trainer) -> bool:
+    """Whether the step just done is the last one; the same on all ranks."""
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    last_epoch = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
+    return 0 <= steps <= trainer.global_step or (last_epoch and trainer.is_last_batch) or _stops_early(trainer)
+
+
+def _save_end(trainer: L.Trainer) -> None:
+    """Bring the last checkpoint up to this step wherever one is kept; all ranks call it.
+
+    Lightning does so at the end of training only where nothing was saved before, and then the loop's counters say that
+    the epoch is finished, which need not be true.
+    """
+    for keeper in _keepers(trainer):
+        if not keeper.save_last or keeper._should_skip_saving_checkpoint(trainer):
+            continue
+        saved = keeper._last_global_step_saved
+        if keeper.save_last == "link":  # to the checkpoint before: a file of its own takes its place
+            keeper._last_checkpoint_saved = ""
+            if trainer.is_global_zero and Path(keeper.last_model_path).is_symlink():
+                Path(keeper.last_model_path).unlink()
+            trainer.strategy.barrier()
+        keeper._save_last_checkpoint(trainer, keeper._monitor_candidates(trainer))
+        if trainer.is_last_batch or not keeper._should_save_on_train_epoch_end(trainer):
+            keeper._last_global_step_saved = saved  # what it keeps after a validation or a whole epoch is still to come
+
+
+def _what_is_left(trainer: L.Trainer) -> str:
+    paths = [keeper.last_model_path or keeper._last_checkpoint_saved for keeper in _keepers(trainer)]
+    found = next((path for path in paths if path), None)
+    if found is None:
+        return "No checkpoint has been written: there is nothing to resume from."
+    return f"Resume with:\n  {resume_command(found)}"
+
+
 def _save(trainer: L.Trainer) -> str:
     """Write the checkpoint to resume from, unless one of this very step is there; all ranks call it."""
-    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    keepers = _keepers(trainer)
     for keeper in keepers:
         if keeper.save_last and keeper.last_model_path and keeper._last_global_step_saved == trainer.global_step:
             return keeper.last_model_path
