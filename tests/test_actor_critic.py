@@ -169,7 +169,7 @@ def test_gradient_checkpointing_changes_nothing(path: Path) -> None:
     ids, mask, responses = rollout(ActorCritic(ActorConfig(path=str(path)), CriticConfig(kind="shared")), 1.0)
     for checkpointing in (False, True):
         config = ActorConfig(path=str(path), gradient_checkpointing=checkpointing)
-        policy = ActorCritic(config, CriticConfig(kind="shared")).train()
+        policy = ActorCritic(config, CriticConfig(kind="shared"))
         assert policy.training == checkpointing
         scores = policy(ids, mask, responses.ids, responses.mask, actor=True, critic=True)
         (scores.logprobs.sum() + scores.values.square().sum()).backward()
@@ -180,11 +180,10 @@ def test_gradient_checkpointing_changes_nothing(path: Path) -> None:
 def test_generation_is_the_same_with_gradient_checkpointing(path: Path) -> None:
     """In training mode, where transformers would drop the key-value cache of a checkpointed model."""
     texts = []
+    ids, mask, _ = rollout(ActorCritic(ActorConfig(path=str(path)), CriticConfig(kind="shared")), 1.0)
     for checkpointing in (False, True):
         config = ActorConfig(path=str(path), gradient_checkpointing=checkpointing)
         policy = ActorCritic(config, CriticConfig(kind="shared"))
-        ids, mask, _ = rollout(policy, 1.0)
-        policy.train()
         uniforms = sample_uniforms([("check", i) for i in range(len(PROMPTS))], 10)
         responses = policy.generate(ids, mask, uniforms, eos_ids=[0], pad_id=1, temperature=1.0)
         texts.append(responses.ids.tolist())

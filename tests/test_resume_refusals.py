@@ -175,3 +175,21 @@ def test_a_run_without_attribution_is_refused(actor: Path, tmp_path: Path) -> No
     )
     with pytest.raises(ValueError, match=r"add lightning_dterm\.callbacks\.TokenAttribution to trainer\.callbacks"):
         trainer.fit(ppo(actor), datamodule=TextData(batch_size=4, size=16))
+
+
+def test_supervised_training_is_resumed_from_its_own_actor_alone(actor: Path, tmp_path: Path) -> None:
+    def module(path: Path) -> SupervisedModule:
+        generation = GenerationConfig(max_prompt_length=8, max_new_tokens=2)
+        return SupervisedModule(ActorConfig(path=str(path)), generation, warmup_steps=0, schedule="constant")
+
+    checkpoint = tmp_path / "sft.ckpt"
+    fit(tmp_path, module(actor), 1).save_checkpoint(checkpoint)
+    others = tiny_actor(tmp_path / "same_shape", seed=1), tiny_actor(tmp_path / "wider", hidden=16)
+    for other in others:
+        with pytest.raises(ResumeError, match=r"trained from actor .*, but actor\.path is .*: give the same"):
+            fit(tmp_path, module(other), 2, checkpoint)
+    fit(tmp_path, module(actor), 2, checkpoint)
+    older = torch.load(checkpoint, weights_only=True)
+    del older["lightning_dterm_supervised"]["actor"], older["lightning_dterm_supervised"]["actor_path"]
+    torch.save(older, checkpoint)
+    assert fit(tmp_path, module(others[0]), 2, checkpoint).global_step == 2

@@ -18,7 +18,7 @@ from lightning_dterm.dterm.sketch import GradientSketch, SketchTally
 from lightning_dterm.modules.agreement import choose_route, states_width
 from lightning_dterm.modules.config import check_at_least, check_positive
 from lightning_dterm.modules.forward import JoinedBatch, join, scatter
-from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm
+from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm, not_recomputing, recompute
 from lightning_dterm.modules.sharding import as_forward, unsharded
 from lightning_dterm.rl.generation import Responses, generate
 from lightning_dterm.rl.logprobs import Head, token_logprobs
@@ -117,15 +117,16 @@ class ActorCritic(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.gradient_checkpointing = actor.gradient_checkpointing
-        self.train(False)
+        self.train()  # Lightning leaves a module in the mode it is built in
 
     def train(self, mode: bool = True) -> ActorCritic:
         """Stay in evaluation mode: dropout is off in rollouts and updates alike.
 
-        Only gradient checkpointing, which transformers ties to training mode, follows ``mode``; dropout
-        probabilities were set to 0 on loading.
+        Only what recomputes activations, which transformers ties to training mode, follows ``mode``, and this module
+        to say so; dropout probabilities were set to 0 on loading.
         """
-        return super().train(mode and self.gradient_checkpointing)
+        recompute(self, mode and self.gradient_checkpointing)
+        return self
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -187,12 +188,8 @@ class ActorCritic(nn.Module):
 
     def generate(self, *args: Any, **kwargs: Any) -> Responses:
         """Sample from the actor, see :func:`lightning_dterm.rl.generation.generate`; arguments after the model."""
-        training = self.training
-        super().train(False)  # a checkpointed model in training mode drops its key-value cache
-        try:
+        with not_recomputing(self):  # a model that recomputes drops its key-value cache
             return as_forward(self, self._generate, *args, **kwargs)
-        finally:
-            super().train(training)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Responses:
         with unsharded(self, self.actor):

@@ -11,8 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning import LightningModule
 
+    from lightning_dterm.modules.loading import ActorConfig
     from lightning_dterm.modules.ppo import PPOModule
 
 KEY = "lightning_dterm"
@@ -94,8 +97,8 @@ def _extra_states(weighting: nn.Module) -> dict[str, Any]:
     return {name: owner.get_extra_state() for name, owner in owners.items()}
 
 
-def check_before_loading(module: PPOModule) -> None:
-    """Let the strategy ask :func:`check` first: FSDP2's loads weights while it reads, before the module is asked."""
+def check_before_loading(module: LightningModule, check: Callable[[dict[str, Any]], None]) -> None:
+    """Let the strategy ``check`` first: FSDP2's loads weights while it reads, before the module is asked."""
     strategy: Any = module.trainer.strategy
     load = type(strategy).load_checkpoint
 
@@ -106,7 +109,7 @@ def check_before_loading(module: PPOModule) -> None:
                 "save_distributed_checkpoint: false, as configs/strategy/fsdp2.yaml does"
             )
         if Path(path).is_file():
-            check(module, torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+            check(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
         return load(strategy, path, *args, **kwargs)
 
     strategy.load_checkpoint = checked_load
@@ -138,12 +141,7 @@ def check(module: PPOModule, checkpoint: dict[str, Any]) -> None:
     if state is None:
         raise ResumeError("this checkpoint was not written by PPOModule: export its model and name that as actor.path")
     assert module.policy is not None
-    if state["actor"] != module.policy.fingerprint:
-        raise ResumeError(
-            f"this checkpoint was trained from actor {state['actor_path']!r} (fingerprint {state['actor']}), but "
-            f"actor.path is {module.actor_config.path!r} (fingerprint {module.policy.fingerprint}): give the same "
-            "actor.path, or start a new run without --ckpt_path"
-        )
+    check_actor(state["actor"], state["actor_path"], module.policy.fingerprint, module.actor_config)
     names = tuple(state["component_names"])
     if not module.component_names:
         module.configure_weighting(names)
@@ -155,6 +153,19 @@ def check(module: PPOModule, checkpoint: dict[str, Any]) -> None:
     _check_settings(module, state.get("settings", {}))
     _check_names(module, set(state["trained"]))
     _check_shapes(module, checkpoint.get("state_dict", {}))
+
+
+def check_actor(saved: str, saved_path: str | None, now: str, actor: ActorConfig) -> None:
+    """Compare the fingerprint of the actor that a checkpoint was trained from with this run's.
+
+    Raises:
+        ResumeError: If they differ.
+    """
+    if saved != now:
+        raise ResumeError(
+            f"this checkpoint was trained from actor {saved_path!r} (fingerprint {saved}), but actor.path is "
+            f"{actor.path!r} (fingerprint {now}): give the same actor.path, or start a new run without --ckpt_path"
+        )
 
 
 def _restore_seed(module: PPOModule, seed: int) -> None:

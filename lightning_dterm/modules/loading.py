@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +154,31 @@ def load_causal_lm(config: ActorConfig) -> PreTrainedModel:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def recompute(model: nn.Module, on: bool) -> None:
+    """Let a model that was loaded with ``gradient_checkpointing`` recompute activations, or not.
+
+    transformers ties that to training mode, and in it drops the key-value cache, which generation needs. Only the parts
+    that recompute are put into it: others might add noise there, as routers do.
+    """
+    for module in model.modules():
+        module.training = on and getattr(module, "gradient_checkpointing", False) is True
+
+
+@contextmanager
+def not_recomputing(model: nn.Module) -> Iterator[None]:
+    """For generation from such a model: the parts that recompute out of training mode, and back into it."""
+    parts = [
+        part for part in model.modules() if part.training and getattr(part, "gradient_checkpointing", False) is True
+    ]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.training = True
 
 
 def fingerprint(model: nn.Module, samples: int = 64) -> str:

@@ -128,7 +128,7 @@ class PPOModule(CodeModule):
             self.configure_weighting(tuple(names))
         if mesh is not None:
             shard(self.policy, mesh)
-            checkpoints.check_before_loading(self)
+            checkpoints.check_before_loading(self, lambda checkpoint: checkpoints.check(self, checkpoint))
 
     def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
         """Sample from the actor, gathered on this rank for as long as that takes."""

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from lightning_dterm.callbacks.stop import stopped_by_signal
 from lightning_dterm.modules.agreement import choose_route
 from lightning_dterm.modules.base import CodeModule
-from lightning_dterm.modules.checkpoints import number_by_module
+from lightning_dterm.modules.checkpoints import check_actor, check_before_loading, number_by_module
 from lightning_dterm.modules.config import GenerationConfig, check_at_least, check_positive
 from lightning_dterm.modules.distributed import all_gather, all_sum, world_size
 from lightning_dterm.modules.export import export_model
 from lightning_dterm.modules.forward import BATCHED, JoinedBatch
-from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
+from lightning_dterm.modules.loading import ActorConfig, fingerprint, load_causal_lm, not_recomputing, recompute
 from lightning_dterm.modules.sharding import (
     adam_from_zero,
     as_forward,
@@ -95,6 +95,7 @@ class SupervisedModule(CodeModule):
         self.cut_references = 0
         self.automatic_optimization = False
         self.model: PreTrainedModel | None = None
+        self.fingerprint = ""  # of the model as it was loaded
         self.route = BATCHED
 
     @property
@@ -115,15 +116,18 @@ class SupervisedModule(CodeModule):
         mesh = data_parallel_mesh(self)
         self.model = load_causal_lm(self.actor_config)
         self.route = choose_route(self.model, sharded=mesh is not None)
+        self.fingerprint = fingerprint(self.model)
+        recompute(self.model, self.actor_config.gradient_checkpointing)
         if mesh is not None:
             shard(self.model, mesh)
+            check_before_loading(self, self._check)
 
     def generate_responses(self, *args: Any, **kwargs: Any) -> Responses:
         """Sample from the model, gathered on this rank for as long as that takes."""
         return as_forward(self.language_model, self._generate, *args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Responses:
-        with unsharded(self.language_model, self.language_model):
+        with not_recomputing(self.language_model), unsharded(self.language_model, self.language_model):
             return generate(self.language_model, *args, decoding=self.route.decoding, **kwargs)
 
     def configure_optimizers(self) -> Optimizer:
@@ -257,15 +261,29 @@ class SupervisedModule(CodeModule):
                 print(f"model written to {self.export_dir}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the counts, which are of all ranks."""
+        """Keep the counts, which are of all ranks, and which actor training began from."""
         number_by_module(self, checkpoint)
-        checkpoint[_KEY] = {"overlong_prompts": self.overlong_prompts, "cut_references": self.cut_references}
+        checkpoint[_KEY] = {
+            "overlong_prompts": self.overlong_prompts,
+            "cut_references": self.cut_references,
+            "actor": self.fingerprint,
+            "actor_path": self.actor_config.path,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting; from 0 where the checkpoint is of an older version, which kept no counts."""
+        """Go on counting; from 0 where the checkpoint is of an older version, which kept no counts.
+
+        Raises:
+            ResumeError: If it was trained from another actor; older versions did not say from which.
+        """
+        self._check(checkpoint)
         counts = checkpoint.get(_KEY, {})
         self.overlong_prompts = int(counts.get("overlong_prompts", 0))
         self.cut_references = int(counts.get("cut_references", 0))
+
+    def _check(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get(_KEY, {})
+        check_actor(state.get("actor", self.fingerprint), state.get("actor_path"), self.fingerprint, self.actor_config)
 
     def _export_model(self, folder: Path, merge: bool) -> None:
         export_model(self.language_model, folder, merge, self.actor_config)
