@@ -199,11 +199,13 @@ def test_exported_actor_loads_in_plain_transformers(actor: Path, tmp_path: Path)
         assert not torch.allclose(expected, before, atol=1e-4)
     from peft import PeftModel
 
-    module.export(tmp_path / "adapter", merge=False)
-    adapter = next((tmp_path / "adapter").rglob("adapter_config.json")).parent
+    adapter = module.export(tmp_path / "adapter", merge=False)
+    assert not [entry for entry in adapter.iterdir() if entry.is_dir()]
+    assert AutoTokenizer.from_pretrained(adapter)("ab12")["input_ids"] == ids[0].tolist()
     base = AutoModelForCausalLM.from_pretrained(actor)
     with torch.no_grad():
-        assert torch.allclose(PeftModel.from_pretrained(base, adapter)(input_ids=ids).logits, expected, atol=1e-5)
+        for loaded in (PeftModel.from_pretrained(base, adapter), AutoModelForCausalLM.from_pretrained(adapter)):
+            assert torch.allclose(loaded(input_ids=ids).logits, expected, atol=1e-5)
 
 
 def test_micro_batches_change_nothing(actor: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lightning_dterm.modules.actor_critic import with_adapters
 from lightning_dterm.modules.distributed import rank
-from lightning_dterm.modules.loading import ActorConfig, load_causal_lm
+from lightning_dterm.modules.loading import ActorConfig, load_causal_lm, resolve_path
 from lightning_dterm.modules.sharding import full_state, has_shards
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def export_model(
     Args:
         model: A transformers model, or a peft model with the adapter ``actor``; sharded or not.
         folder: Where to.
-        merge: Fold the adapter into the base weights; False writes the adapter alone.
+        merge: Fold the adapter into the base weights; False writes the adapter alone, for its base where that now is.
         actor: What ``model`` was loaded from: sharded weights are gathered into a fresh copy of it.
         lora: Adapters of ``model``.
         critic: Tells whether ``model`` carries the critic's adapter, too.
@@ -49,9 +49,19 @@ def export_model(
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder)  # type: ignore[operator]
     elif not merge:
-        model.save_pretrained(str(folder), selected_adapters=["actor"])
+        _save_adapter(model, folder, actor)
     else:
         merged_copy(model).save_pretrained(folder)
+
+
+def _save_adapter(model: PeftModel, folder: Path, actor: ActorConfig) -> None:
+    """Write the actor's adapter into ``folder`` itself: peft puts any that is not called ``default`` one below."""
+    base = resolve_path(actor.path)  # of package:NAME the folder, which peft and transformers can load
+    model.peft_config["actor"].base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    model.save_pretrained(str(folder), selected_adapters=["actor"])
+    for file in (folder / "actor").iterdir():
+        file.replace(folder / file.name)
+    (folder / "actor").rmdir()
 
 
 def _unsharded_copy(actor: ActorConfig, lora: LoraSettings | None, critic: CriticConfig | None) -> nn.Module:
