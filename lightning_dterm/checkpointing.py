@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 _SUFFIX = ".partial"
 _LEFTOVER = re.compile(r"^\..+\.(?P<pid>\d+)\.[^.]+" + re.escape(_SUFFIX) + "$")
+_SHARDED = ("meta.pt", ".metadata")  # Lightning's and torch's, of a checkpoint that is a folder
 CKPT_KEYWORDS = ("last", "best", "hpc")
 
 
@@ -119,6 +120,8 @@ def check_ckpt_path(path: str) -> str | None:
     """Why ``path`` cannot be resumed from; None if it can, or if only Lightning can tell (keywords, remote paths)."""
     if path in CKPT_KEYWORDS or path.startswith("registry") or not _is_local_file_protocol(path):
         return None
+    if os.path.isdir(path) and not any((Path(path) / name).is_file() for name in _SHARDED):
+        return f"not a checkpoint: {path} is a folder without {' or '.join(_SHARDED)}, which sharded ones have"
     if os.path.isdir(path) or (os.path.isfile(path) and zipfile.is_zipfile(path)):
         return None
     folder = Path(path).parent

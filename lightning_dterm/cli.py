@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_dterm.checkpointing import check_ckpt_path
+from lightning_dterm.config_files import Layer, check_layers, locate, read_layers
 from lightning_dterm.modules.distributed import ProcessFailed
 from lightning_dterm.trainer import DTermTrainer as DTermTrainer
 
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
 
 DEBUG_VARIABLE = "LIGHTNING_DTERM_DEBUG"
 USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 # Errors whose message says all that a user needs; a failed process shows the whole story itself.
 _PLAIN = (MisconfigurationException, ProcessFailed, FileNotFoundError, NotADirectoryError, PermissionError)
+
+_CONNECTORS = ("checkpoint_connector.py", "accelerator_connector.py")  # of Lightning's Trainer
 
 _BEST = (
     "ckpt_path best is the best checkpoint of a fit in the same process, and each command is a process of its own: "
@@ -45,13 +49,21 @@ _LOADERS = {"fit": "train_dataloader", "validate": "val_dataloader"}
 
 
 class DTermParser(LightningArgumentParser):
-    """Reports an error as one line."""
+    """Reports an error as one line that names the file it is in; takes no option by its first letters alone."""
+
+    arguments: ClassVar[list[str]] = []  # the command line
+    layers: ClassVar[list[Layer]] = []  # its configuration files
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and exit with status 2; the whole story in debug mode."""
         if _debug():
             raise ex or ValueError(message)
-        fail(condense(message))
+        file = locate(message, self.layers, self.arguments)
+        fail(condense(message) + (f", in {file}" if file else ""))
 
 
 class StageConfigCallback(SaveConfigCallback):
@@ -79,6 +91,18 @@ class DTermCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=args,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Check the configuration files for what the parser says nothing about, or not where; then parse."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        command = next((argument for argument in arguments if argument in self._subcommand_parsers), None)
+        DTermParser.arguments, DTermParser.layers = [], []
+        if command is not None:
+            DTermParser.arguments = arguments[arguments.index(command) + 1 :]
+            DTermParser.layers = read_layers(DTermParser.arguments)
+            names = {action.dest.split(".")[0] for action in self._subcommand_parsers[command]._actions}
+            check_layers(DTermParser.layers, names - {"help", "print_config"})
+        super().parse_arguments(parser, args)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -211,9 +235,10 @@ def user_error(error: BaseException) -> str | None:
     ours = tuple(f"{folder}{os.sep}" for folder in (package, package.parent / "data", package.parent / "callbacks"))
     if not isinstance(error, (ValueError, FloatingPointError)) or not frames:
         return None
-    # An error that this package raised itself, or Lightning about ckpt_path; not one that came up from a library.
+    # An error that this package raised itself, or Lightning about ckpt_path, strategies and the like; not one that came
+    # up from a library.
     source = frames[-1].filename
-    return message if source.startswith(ours) or source.endswith("checkpoint_connector.py") else None
+    return message if source.startswith(ours) or source.endswith(_CONNECTORS) else None
 
 
 def _quiet() -> None:
@@ -278,7 +303,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 2 after one line on stderr where the input is at fault; ``--debug`` (or LIGHTNING_DTERM_DEBUG=1)
-            raises the exception itself instead.
+            raises the exception itself instead. 130 after an interrupt that did not end training in good order.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if "--debug" in arguments:
@@ -292,6 +317,13 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())
     try:
         DTermCLI(resolve_config_arguments(arguments))
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into status 1
+            raise SystemExit(INTERRUPTED) from None
+        raise
+    except KeyboardInterrupt:
+        print("\nlightning-dterm: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         message = None if _debug() else user_error(error)
         if message is None:

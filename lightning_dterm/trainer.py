@@ -91,6 +91,7 @@ class DTermTrainer(L.Trainer):
         output: str,
         ckpt_path: str,
         merge: bool = True,
+        weights_only: bool | None = True,
         datamodule: L.LightningDataModule | None = None,
     ) -> None:
         """Write the trained actor of a checkpoint for plain transformers.
@@ -100,6 +101,7 @@ class DTermTrainer(L.Trainer):
             output: Folder to write with ``save_pretrained``.
             ckpt_path: Checkpoint of a training run.
             merge: Fold LoRA weights into the base model; with false the adapter alone is written, for peft.
+            weights_only: Load the checkpoint as data; false lets it run code, so only for files of one's own.
             datamodule: Not needed.
 
         Raises:
@@ -114,7 +116,7 @@ class DTermTrainer(L.Trainer):
         export = getattr(model, "export", None)
         if export is None:
             raise MisconfigurationException(f"{type(model).__name__} has no method export(path, merge=...)")
-        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False, mmap=True)
         model.trainer = self
         self.strategy.connect(model)
         model.configure_model()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from lightning_dterm.checkpointing import check_ckpt_path
 from lightning_dterm.cli import DTermTrainer, main
 from tests.cli_stand_in import StandInData, StandInModule, error_of, events, write_config
 
@@ -64,3 +67,122 @@ def test_no_limit_at_all_trains_until_it_is_stopped(config: Path, tmp_path: Path
     limited = DTermTrainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=3)
     limited.fit(StandInModule(), datamodule=StandInData(length=2))
     assert limited.global_step == 6
+
+
+def layered(capsys: pytest.CaptureFixture[str], config: Path, text: str, *more: str) -> str:
+    """What the run says with a further configuration file of this text."""
+    Path("mine.yaml").write_text(text)
+    return error_of(capsys, "fit", "-c", str(config), "-c", "mine.yaml", *more)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trainer: {max_stepz: 3}\n", "max_stepz"),
+        ("trainer.max_stepz: 3\n", "max_stepz"),
+        ("model: {init_args: {learning_rate: 3}}\n", "learning_rate"),
+        ("model: {init_args: {lr: fast}}\n", "lr"),
+        ("data: {init_args: {batchsize: 3}}\n", "batchsize"),
+        ("trainr: {max_steps: 3}\n", "trainr"),
+        ("modl: {init_args: {}}\n", "modl"),
+        ("fit: {trainer: {max_steps: 3}}\n", "fit"),
+        ("trainer: [1,2\n", "not YAML"),
+        ("", "empty"),
+        ("# only a comment\n", "empty"),
+        ("just a string\n", "keys and values"),
+        ("- a\n- b\n", "keys and values"),
+    ],
+)
+def test_the_file_with_the_mistake_is_named(
+    config: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    line = layered(capsys, config, text)
+    assert said in line
+    assert "mine.yaml" in line
+    assert str(config) not in line
+
+
+def test_an_option_of_the_command_line_is_not_blamed_on_a_file(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mistake in (["--model.learning_rate", "1"], ["--trainer.max_steps=two"], ["--trainer.max_steps", "two"]):
+        assert ".yaml" not in layered(capsys, config, "trainer: {max_steps: 3}\n", *mistake)
+
+
+def test_an_overlay_without_a_base(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("over.yaml").write_text("model: {init_args: {generation: {max_new_tokens: 8}}}\n")
+    line = error_of(capsys, "fit", "-c", "over.yaml")
+    assert "no model class: over.yaml" in line
+    assert "no model class: over.yaml" in error_of(capsys, "fit", "-c", "over.yaml", "-c", str(config))
+    Path("over.yaml").write_text("model: {init_args: {lr: 0.5}}\n")
+    model = ["--model", "tests.cli_stand_in.StandInModule", "--data", "tests.cli_stand_in.StandInData"]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", *model, "-c", "over.yaml", "--print_config"])
+    assert exit_info.value.code == 0
+
+
+def test_options_are_not_completed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--trainer.max_step" in error_of(capsys, "fit", "-c", str(config), "--trainer.max_step", "2")
+
+
+def test_an_unknown_strategy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nope" in error_of(capsys, "fit", "-c", str(config), "--trainer.strategy", "nope")
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "export"])
+def test_a_folder_that_is_no_checkpoint(config: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    Path("none").mkdir()
+    more = ["--output", "out"] if command == "export" else []
+    assert "not a checkpoint: none" in error_of(capsys, command, "-c", str(config), "--ckpt_path", "none", *more)
+    Path("none", "meta.pt").write_bytes(b"")
+    assert check_ckpt_path("none") is None
+
+
+def test_export_reads_the_configuration_that_a_run_saved(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", "-c", str(config), *WITH_LAST])
+    checkpoint = str(next((tmp_path / "runs").rglob("last.ckpt")))
+    main(["export", "-c", "runs/x/config.yaml", "--ckpt_path", checkpoint, "--output", "out"])
+    assert Path("out/layer.json").is_file()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", str(config), "--print_config"])
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    main(["export", "-c", "printed.yaml", "--ckpt_path", checkpoint, "--output", "again"])
+    assert Path("again/layer.json").is_file()
+
+
+class Code:
+    """What only a checkpoint that may run code can hold."""
+
+
+def test_export_runs_no_code_of_a_checkpoint_unless_told(tmp_path: Path) -> None:
+    module = StandInModule()
+    module.configure_model()
+    torch.save({"state_dict": module.state_dict(), "more": Code()}, tmp_path / "x.ckpt")
+    trainer = DTermTrainer(accelerator="cpu", logger=False, default_root_dir=str(tmp_path))
+    with pytest.raises(pickle.UnpicklingError):
+        trainer.export(StandInModule(), str(tmp_path / "out"), str(tmp_path / "x.ckpt"))
+    trainer.export(StandInModule(), str(tmp_path / "out"), str(tmp_path / "x.ckpt"), weights_only=False)
+    assert (tmp_path / "out" / "layer.json").is_file()
+
+
+def test_an_interrupt_outside_training_ends_in_one_message(
+    config: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the evaluation before the first rollout, and in the one after the last."""
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    for hook, said in (("on_train_start", "nothing to resume from"), ("on_train_end", "Resume with")):
+        caplog.clear()
+        with monkeypatch.context() as patch, caplog.at_level("INFO"):
+            patch.setattr(StandInModule, hook, interrupt)
+            with pytest.raises(SystemExit) as exit_info:
+                main(["fit", "-c", str(config), *WITH_LAST])
+        signal.signal(signal.SIGINT, previous)  # Lightning leaves it ignored
+        assert exit_info.value.code == 130
+        assert said in caplog.text
