@@ -89,7 +89,8 @@ class MicroCode(Sequence[CodeTask]):
     """A deterministic, map-style benchmark of small Python programs in six task types.
 
     Row ``i`` depends on ``(seed, split, i, task_types)`` alone, so that any row can be made in any process in any
-    order. Splits are disjoint by program structure (see :func:`structure_key`) whatever their seeds.
+    order. Splits are disjoint by program structure (see :func:`structure_key`) whatever their seeds; flawed training
+    references (:class:`lightning_dterm.data.microcode.corpus.MixedCorpus`) are not held to that.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
