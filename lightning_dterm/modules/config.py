@@ -211,3 +211,12 @@ class OptimizerConfig:
         check_positive({"optimizer.eps": self.eps})
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
+
+    def lr_factor(self, step: int, max_steps: int) -> float:
+        """What learning rates are multiplied by after ``step`` of ``max_steps`` rollouts, in [0, 1]."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - self.warmup) / max(1, max_steps - self.warmup))
+        return 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

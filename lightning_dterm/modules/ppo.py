@@ -352,13 +352,7 @@ class PPOModule(CodeModule):
 
     def lr_factor(self) -> float:
         """Warm-up and schedule as a pure function of the rollouts done, so that resume needs no scheduler state."""
-        settings, step = self.optimizer_config, self.global_step
-        if step < settings.warmup:
-            return (step + 1) / settings.warmup
-        if settings.schedule == "constant":
-            return 1.0
-        progress = min(1.0, (step - settings.warmup) / max(1, self.trainer.max_steps - settings.warmup))
-        return 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.optimizer_config.lr_factor(self.global_step, self.trainer.max_steps)
 
     def meta_parameters(self) -> list[nn.Parameter]:
         """What the meta-step trains: the weighting, and the task encoder where it trains."""
