@@ -142,7 +142,8 @@ def test_files_and_tensorboard_every_n_rollouts(tmp_path: Path) -> None:
     assert "second" not in text
     accumulator = EventAccumulator(str(tmp_path))
     accumulator.Reload()
-    logged = accumulator.Tensors("samples/text_summary")
+    # files are read in the order of their names, in which 10 comes before 9
+    logged = sorted(accumulator.Tensors("samples/text_summary"), key=lambda event: int(event.step))
     assert [event.step for event in logged] == [1, 4]
     assert logged[1].tensor_proto.string_val[0].decode() == text
 

@@ -136,7 +136,10 @@ def test_check_ckpt_path(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     torch.save({"step": 1}, path)
     assert check_ckpt_path(str(path)) is None
-    assert check_ckpt_path(str(tmp_path)) is None  # a sharded checkpoint
+    assert "without meta.pt" in str(check_ckpt_path(str(tmp_path)))
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / ".metadata").touch()
+    assert check_ckpt_path(str(tmp_path / "sharded")) is None
     assert check_ckpt_path("last") is None
     assert check_ckpt_path("s3://bucket/x.ckpt") is None
     problem = check_ckpt_path(str(tmp_path / "b.ckpt"))

@@ -213,7 +213,7 @@ def test_packaged_configurations_are_found_from_anywhere(tmp_path: Path, monkeyp
     assert packaged_config("strategy/ddp.yaml") == "strategy/ddp.yaml"  # a file of one's own comes first
 
 
-COMPLETE = ["quickstart.yaml", "microcode_sft.yaml", "codexglue/sft.yaml"]
+COMPLETE = ["quickstart.yaml", "microcode_sft.yaml", "codexglue/sft.yaml", "preference.yaml"]
 WEIGHTINGS = ("uniform", "expert", "fixed_per_task_type", "gradnorm", "normalized", "hypernetwork", "correlation")
 WEIGHTINGS += ("alignment", "lookahead")
 OVERLAYS = [["strategy/ddp.yaml"], ["strategy/fsdp2.yaml"], ["lora.yaml"]]

@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 def groups(scores: list[list[list[float]]], outcome: list[list[float]]) -> Groups:
     given = torch.tensor(scores)
     embedding = HashingEncoder(8).encode([f"task {row}" for row in range(len(scores))])
-    return Groups(embedding, ~given.isnan().all(1), given, torch.tensor(outcome))
+    nothing = torch.zeros(*given.shape[:2], 0)
+    return Groups(embedding, ~given.isnan().all(1), given, torch.tensor(outcome), nothing)
 
 
 def configured(weighting: Weighting, n: int = 2) -> Weighting:

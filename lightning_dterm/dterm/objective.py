@@ -29,9 +29,7 @@ class Groups(NamedTuple):
     mask: Tensor  #: ``[G, n]`` bool, components known for any of its samples
     scores: Tensor  #: ``[G, K, n]`` raw scores, NaN where masked
     outcome: Tensor  #: ``[G, K]`` success, NaN where unknown
-    gradients: (
-        Tensor  #: ``[G, K, D]`` sketched score functions of the responses, D = 0 where no objective asks for them
-    )
+    gradients: Tensor  #: ``[G, K, D]`` sketched score functions of responses, D = 0 where no objective asks for them
 
     def last(self, count: int) -> Groups:
         """The last ``count`` groups."""
