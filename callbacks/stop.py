@@ -151,7 +151,8 @@ def _save_end(trainer: L.Trainer) -> None:
                 Path(keeper.last_model_path).unlink()
             trainer.strategy.barrier()
         keeper._save_last_checkpoint(trainer, keeper._monitor_candidates(trainer))
-        if trainer.is_last_batch or not keeper._should_save_on_train_epoch_end(trainer):
+        validates = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+        if trainer.is_last_batch or validates:
             keeper._last_global_step_saved = saved  # what it keeps after a validation or a whole epoch is still to come
 
 

@@ -33,7 +33,8 @@ class WeightLogger(RolloutCallback):
 
     Before the first rollout the untrained policy answers ``num_tasks`` validation tasks, ``samples_per_task`` times
     each, and the reward components score the answers. This pool of scores and success never changes, is part of the
-    checkpoint, and nothing is trained on it. After every rollout it gives
+    checkpoint, and nothing is trained on it. (Resumed from a checkpoint without one, the policy of that step answers.)
+    After every rollout it gives
 
     * ``pool/rank_loss`` (mean over task types, and ``/<task type>``): the ranking loss at a fixed beta of 2, 0.693 for
       weights that tell nothing (the paper's Figure 4), and ``pool/pair_accuracy``;
@@ -142,7 +143,7 @@ class WeightLogger(RolloutCallback):
     @torch.no_grad()
     def _collect(self, trainer: L.Trainer, module: PPOModule) -> dict[str, Groups]:
         """Answer and score the validation tasks; a collective in which all ranks do the same."""
-        rewards = next(c for c in reversed(trainer.callbacks) if isinstance(c, RewardComputation))  # type: ignore[attr-defined]
+        rewards = next(c for c in trainer.callbacks if isinstance(c, RewardComputation))  # type: ignore[attr-defined]
         tasks, per_task = self._tasks(trainer), self.samples_per_task
         lots: list[dict[str, Groups]] = []
         size = max(1, _ROWS // per_task)

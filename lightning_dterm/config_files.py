@@ -35,7 +35,9 @@ def read_layers(arguments: Sequence[str]) -> list[Layer]:
     for option, value in _options(arguments):
         if option in _SUBCLASSES or option.removesuffix(".class_path") in _SUBCLASSES:
             named.add(option.removesuffix(".class_path"))
-        elif option in ("c", "config") and "\n" not in value and not value.lstrip().startswith("{"):
+        elif option in ("c", "config") and ("\n" in value or value.lstrip().startswith("{")):
+            named |= set(_SUBCLASSES)  # given in place and not read here: it may name them
+        elif option in ("c", "config"):
             settings = _read(value)
             layers.append(Layer(value, settings, frozenset(named)))
             named |= {key for key in _SUBCLASSES if _names_class(settings.get(key))}
@@ -48,6 +50,8 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     for index, argument in enumerate(arguments):
         if argument.startswith("-"):
             name, given, value = argument.lstrip("-").partition("=")
+            if argument.startswith("-c") and argument not in ("-c", "-c="):  # -cFILE
+                name, given, value = "c", "=", argument.removeprefix("-c")
             following = arguments[index + 1] if index + 1 < len(arguments) else ""
             yield name, value if given else following
 
@@ -94,16 +98,21 @@ def check_layers(layers: Sequence[Layer], known: set[str]) -> None:
 
 
 def locate(message: str, layers: Sequence[Layer], arguments: Sequence[str]) -> str | None:
-    """The file, the last of several, that has the key which a parser's ``message`` complains of.
+    """Where the key stands that a parser's ``message`` complains of: a file, or the several that have it.
 
     Returns:
-        None where no file has it, or the command line has it, too.
+        None where no file has it, or the command line may have it, too.
     """
     found = _KEYS.search(message)
-    if found is None or any(f".{name}".endswith(f".{found[1]}") for name, _ in _options(arguments)):
+    if found is None:
         return None
     path = found[1].split(".")
-    return next((layer.file for layer in reversed(layers) if _has(layer.settings, path)), None)
+    files = {layer.file for layer in layers}
+    word = re.compile(rf"\b{re.escape(path[-1])}\b")
+    if any(word.search(argument) for argument in arguments if argument not in files):
+        return None
+    having = list(dict.fromkeys(layer.file for layer in layers if _has(layer.settings, path)))
+    return having[0] if len(having) == 1 else f"one of {', '.join(having)}" if having else None
 
 
 def _has(settings: Any, path: list[str]) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from lightning_dterm.checkpointing import check_ckpt_path
 from lightning_dterm.cli import DTermTrainer, main
+from lightning_dterm.config_files import ConfigFileError, check_layers, read_layers
 from tests.cli_stand_in import StandInData, StandInModule, error_of, events, write_config
 
 WITH_LAST = [
@@ -107,6 +108,32 @@ def test_an_option_of_the_command_line_is_not_blamed_on_a_file(
 ) -> None:
     for mistake in (["--model.learning_rate", "1"], ["--trainer.max_steps=two"], ["--trainer.max_steps", "two"]):
         assert ".yaml" not in layered(capsys, config, "trainer: {max_steps: 3}\n", *mistake)
+
+
+def test_of_several_files_with_the_key_none_is_picked(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("good.yaml").write_text("trainer: {max_steps: 2}\n")
+    line = layered(capsys, config, "trainer: {max_steps: abc}\n", "-c", "good.yaml")
+    assert "one of" in line
+    assert "mine.yaml" in line
+    assert "good.yaml" in line
+
+
+def test_a_mistake_inside_a_value_of_the_command_line_is_not_blamed_on_a_file(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = '{"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"max_steps": 3}}'
+    given = ["--trainer.callbacks+", callback]
+    assert ".yaml" not in layered(capsys, config, "trainer: {max_steps: 3}\n", *given)
+
+
+def test_what_is_not_read_here_may_name_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("over.yaml").write_text("model: {init_args: {lr: 0.5}}\n")
+    for before in (["-c", '{"model": {"class_path": "A"}}'], ["-cbase.yaml"]):
+        Path("base.yaml").write_text("model: {class_path: A}\n")
+        check_layers(read_layers(["fit", *before, "-c", "over.yaml"]), {"model", "data", "trainer"})
+    with pytest.raises(ConfigFileError, match="no model class"):
+        check_layers(read_layers(["fit", "-c", "over.yaml"]), {"model", "data", "trainer"})
 
 
 def test_an_overlay_without_a_base(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

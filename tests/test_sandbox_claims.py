@@ -129,6 +129,26 @@ def test_text_tasks_survive_forged_claims(sandbox: Sandbox, name: str) -> None:
 # --- stubs ------------------------------------------------------------------------------------------------------------
 
 
+LINGERS = """
+import sys
+frame = sys._getframe()
+while '_exit' not in frame.f_globals: frame = frame.f_back
+def linger(status):
+    while True: pass
+frame.f_globals['_exit'] = linger
+def f(): return 1
+"""
+
+
+def test_time_that_runs_out_after_the_last_test_is_a_timeout_and_passes_nothing(sandbox: Sandbox) -> None:
+    """As where threads that a program leaves behind keep its process from ending."""
+    result = sandbox.run(LINGERS, "f", HONEST.tests, Limits(cpu_s=0.3, wall_s=60.0))
+    assert result.status == "timeout"
+    assert [outcome.status for outcome in result.per_test] == ["timeout"]
+    assert "after the last test" in str(result.exception)
+    assert sandbox.run(HONEST.program, "f", HONEST.tests).passed
+
+
 @pytest.mark.parametrize("depth", [61, 62, 63])
 def test_a_value_as_deep_as_the_channel_takes_fails_its_own_program_only(sandbox: Sandbox, depth: int) -> None:
     asserted = task(assert_tests=[{"test": "assert f(2) == 4"}])

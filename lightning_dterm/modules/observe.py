@@ -46,5 +46,5 @@ def observe(module: PPOModule, rollout: Rollout) -> None:
         group=torch.arange(len(groups), device=module.device).repeat_interleave(per_prompt),
         task_types=[group[1] for group in groups for _ in range(per_prompt)],
         sensitivity=sensitivities,
-        gradients=sketches,
+        **({} if module.weighting.sketch is None else {"gradients": sketches}),
     )

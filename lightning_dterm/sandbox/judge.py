@@ -217,12 +217,16 @@ def judge(
             raise wire.Forged("more output on the result channel than any program may send")
         claims = parse_claims(buffer, nonce, len(tests), runs, metered)
         result = replace(result, cpu_s=max(0.0, exit_.cpu_s - claims.prepared_s))  # the program's own, where metered
-        murdered = fenced and _ended(exit_, limits)[1] == f"signal {signal.SIGKILL:d}"
+        status, reason = _ended(exit_, limits)
+        murdered = fenced and reason == f"signal {signal.SIGKILL:d}"
+        if (
+            claims.done and not clean and status == "timeout"
+        ):  # threads left behind may use up the time before the process can end
+            return Judged(_all(replace(result, exception=f"{reason}, after the last test"), tests, "timeout"))
         if (claims.done and not clean and not murdered) or (claims.cut and clean):
             raise wire.Forged("claims that do not agree with how the process ended")
     except wire.Forged as error:
         return Judged(_all(replace(result, exception=f"Forged: {error}"), tests, "forged"))
-    status, reason = _ended(exit_, limits)
     if not claims.accepted:
         return Judged(_all(replace(result, exception=f"the child ended before its program started ({reason})"), tests))
     if murdered and exit_.peak_rss < OOM_SHARE * (limits.memory_mb << 20):
