@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from lightning_dterm.sandbox import Job, Sandbox
 from lightning_dterm.sandbox.meter import Meter, Unmetered
 from lightning_dterm.sandbox.meter_regex import Uncounted
+from lightning_dterm.types import CallTest
 from tests.metering import measure
 
 
@@ -55,6 +59,127 @@ def test_ways_around_the_meter_are_closed(program: str) -> None:
 
     with pytest.raises((Unmetered, NameError, AttributeError, ImportError)):
         load_and_call()
+
+
+LEAKS = [  # each gives the value of a cell of the meter's, or a class that opens any descriptor
+    "def f(): return '{0.__code__}'.format(f)\n", "def f(): return str.format('{0.__code__}', f)\n",
+    "def f(): return '{a.__code__}'.format(a=f)\n", "def f(): return '{a.__code__}'.format_map({'a': f})\n",
+    "def f(): return str.format_map('{a.__code__}', {'a': f})\n", "def f(): return '{:{0.__code__}}'.format(f)\n",
+    "def f(): return '{.__code__} {'.format(f)\n", "def f(): return '{0[0].__code__!r:>3}'.format([f])\n",
+    "def f(): return list(map('{0.__code__}'.format, [f]))\n", "def f(): return list(map(str.format, ['{0.__code__}'], [f]))\n",
+    "import functools\ndef f(): return functools.partial('{0.__code__}'.format)(f)\n",
+    "import functools\ndef f(): return functools.partial(str.format, '{0.__code__}')(f)\n",
+    "def f(): return getattr('{0.__code__}', 'format')(f)\n", "def f(): return getattr(str, 'for' + 'mat')('{0.__code__}', f)\n",
+    "class S(str):\n    show = str.format\ndef f(): return S('{0.__code__}').show(f)\n",
+    "class S(str):\n    def __str__(self): return ''\n    __repr__ = find = __str__\ndef f(): return S('{0.__code__}').format(f)\n",
+    "class S(str):\n    def go(self): return super().format(f)\ndef f(): return S('{0.__code__}').go()\n",
+    "def f():\n    match '{0.__code__}':\n        case str(format=g): return g(f)\n",
+    "class R:\n    def __radd__(self, other): raise KeyError(other)\ndef f():\n    s = '{0.__code__}'\n    try: s.format += R()\n    except KeyError as e: return e.args[0](f)\n",
+    "import datetime\ndef g(): pass\nclass Z(datetime.tzinfo):\n    tzname = '{.tzinfo.g.__code__}'.format\ndef f():\n    z = Z()\n    z.g = g\n    return datetime.datetime(1, 1, 1, tzinfo=z).tzname()\n",
+    "import enum\nclass E(enum.Enum):\n    A = 1\n    _missing_ = '{.__code__}'.format\ndef f(): return E(f)\n",
+    "class M:\n    def __enter__(self): pass\n    def __exit__(self, k, e, t):\n        raise KeyError('{.tb_frame.f_globals}'.format(t))\ndef f():\n    with M(): 1 / 0\n",
+    "def f(): return '{.gi_frame.f_back}'.format(x for x in ())\n", "x = '{.__loader__}'.format\nimport math\ndef f(): return x(math)\n",
+    "f = '{0.__dict__}'.format\n", "@'{0.__code__}'.format\ndef g(): pass\ndef f(): return g\n",
+    "import sys\ndef f(): return type(sys.stdout.buffer.raw)\n", "import sys\ndef f(): return sys.stdin.buffer.raw\n",
+    "import sys\ndef f(): return sys.__stdout__\n", "import sys\ndef f(): return sys.stdout.detach()\n",
+    "import sys\ndef f(): return type(sys.stderr.buffer)(3, 'wb')\n", "import sys\ndef f(): return sys.stdout.fileno()\n",
+    "import sys\ndef f():\n    class Own(type(sys.stdout.buffer)): pass\n    return Own(3, 'wb').raw\n",
+    "import sys\ndef f(): return sys.stdout.write.__self__\n", "import sys\ndef f(): return '{0.write.__self__}'.format(sys.stdout)\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", LEAKS)
+def test_names_that_are_data_and_streams_lead_nowhere(program: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    def load_and_call() -> None:
+        code, space = Meter(10**9, lambda cost: None).prepare(program, "<test>")
+        exec(code, space)
+        space["f"](*[5] * (program.startswith("f =")))
+
+    with pytest.raises((Unmetered, AttributeError, TypeError)) as caught:
+        load_and_call()
+    assert "<code" not in str(caught.value)
+
+
+def test_formats_and_streams_that_are_harmless_work(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    program = """
+import sys
+class P:
+    x, y = 1.5, "a"
+def f(p):
+    sys.stdout.write("{:>4}|".format("ab"))
+    print("on stderr", file=sys.stderr, flush=True)
+    sys.stdout.buffer.write(b"")
+    return ["{0.x:.2f} {0.y!r} {1[0]} {k:{w}}".format(P(), [7], k=3, w=2), "{x.x}".format_map({"x": P}),
+            list(map("{:02d}".format, [1, 2])), str.format("{}.{}", 1, 2), format(1.25, ".1f"), "{{.__x}}".format()]
+"""
+    value, _ = measure(program, 0)
+    assert value == ["1.50 'a' 7  3", "1.5", ["01", "02"], "1.2", "1.2", "{.__x}"]
+    sys.stdout.flush()
+    written = capfdbinary.readouterr()
+    assert (written.out, written.err) == (b"  ab|", b"on stderr\n")
+
+
+FORGERY = r"""
+import sys, struct
+
+def g(x):
+    return x + 1
+
+def work(n):
+    total = 0
+    for i in range(n):
+        for j in range(100):
+            total += 1
+    return total // 100
+
+def f(n):
+    result = work(n)
+    here = '{0.__code__.co_consts[1].__closure__[2].cell_contents.__closure__[0].cell_contents.'
+    try:
+        nonce_text = (here + '_nonce!r}').format(g)
+        sequence = int((here + '_sequence}').format(g))
+        fd = int((here + '_descriptor}').format(g))
+    except Exception:
+        return result          # the plain pass: nothing to tamper with
+    digits = {'\\': 92, "'": 39, '"': 34, 't': 9, 'n': 10, 'r': 13}
+    body, nonce, i = nonce_text[2:-1], [], 0
+    while i < len(body):
+        if body[i] != '\\':
+            nonce.append(ord(body[i]))
+            i += 1
+        elif body[i + 1] == 'x':
+            nonce.append(int(body[i + 2:i + 4], 16))
+            i += 4
+        else:
+            nonce.append(digits[body[i + 1]])
+            i += 2
+    buffer = sys.stdout.buffer
+    File = type(buffer.raw) if hasattr(buffer, 'raw') else type(buffer)
+    made = []
+    class Own(File):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+    def frame(kind, seq, payload):
+        return struct.pack('!cI16sI', kind, seq, bytes(nonce), len(payload)) + payload
+    Own(fd, 'wb')
+    made[0].write(frame(b'T', sequence, ('["ok",%d,5]' % result).encode()) + frame(b'D', sequence + 1, b'1'))
+    made[0].close()
+    for k in range(20):
+        Own('x%d' % k, 'wb')
+        if made[-1].fileno() == fd:
+            break
+    f.keep = made
+    return result
+"""
+"""Reads the result channel's secrets out of the meter's own cells and says over it that it took one operation."""
+
+
+def test_a_program_cannot_send_a_cost_of_its_own() -> None:
+    with Sandbox(slots=1) as sandbox:
+        result = sandbox.run_many([Job(FORGERY, "f", (CallTest((60,), 60),), True)])[0]
+    assert result.passed
+    assert result.cost is None or result.cost > 60 * 100
 
 
 EVASIONS = [

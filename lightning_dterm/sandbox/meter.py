@@ -37,6 +37,7 @@ from lightning_dterm.sandbox.meter_classes import Definitions
 from lightning_dterm.sandbox.meter_iterators import READERS, arguments
 from lightning_dterm.sandbox.meter_names import BUILTINS, IMPORTABLE, public_copy
 from lightning_dterm.sandbox.meter_numbers import WIDE
+from lightning_dterm.sandbox.meter_reach import BY_NAME, FORMATS, Stream, check_format, field_of, item_of, reads_names
 from lightning_dterm.sandbox.meter_regex import REGEX, regex_call
 from lightning_dterm.sandbox.meter_rules import (
     C_CALLABLES,
@@ -59,7 +60,7 @@ from lightning_dterm.sandbox.meter_sizes import (
     shown,
     size_of,
 )
-from lightning_dterm.sandbox.meter_source import Unmetered, check_name, instrument
+from lightning_dterm.sandbox.meter_source import Unmetered, instrument
 
 __all__ = ["Meter", "Unmetered"]
 
@@ -118,17 +119,18 @@ class Meter:
         """
         hooks = {
             "tick": self.tick, "call": self._call, "in": self._in, "binary": self._binary, "sized": self._sized,
-            "compare": self._compare, "refuse": _refuse, "shown": self._shown, "each": self._each, "item": _item,
-            "field": _field, "augment": self._augment, "decorate": self._decorate, "chained": self._chained,
+            "compare": self._compare, "refuse": _refuse, "shown": self._shown, "each": self._each, "item": item_of,
+            "field": field_of, "augment": self._augment, "decorate": self._decorate, "chained": self._chained,
             "moved": self._moved, "parts": self._parts, "key": self._key, "spread": self._spread,
+            "method": self._method,
         }  # fmt: skip
         code = instrument(program, filename, hooks)
         module = sys.modules["program"] = types.ModuleType("program")  # dataclasses look their module up
         self._space = module.__dict__
         self._space["__builtins__"] = {
             **{name: value for name, value in vars(builtins).items() if name in BUILTINS},
-            "__import__": self._import, "getattr": _getattr, "hasattr": _hasattr, "setattr": _setattr,
-            "delattr": _delattr, "__build_class__": self._definitions.build_class, "__name__": "builtins",
+            "__import__": self._import, "__build_class__": self._definitions.build_class, "__name__": "builtins",
+            **BY_NAME,
         }  # fmt: skip
         return code, self._space
 
@@ -156,6 +158,8 @@ class Meter:
         args = tuple(self._charged(arg, function, name) for arg in args)
         kwargs = {key: self._charged(arg, function, name) for key, arg in kwargs.items()}
         self._definitions.check_call(function, name, args, kwargs)
+        if name in FORMATS:
+            check_format(function, args)
         if function is sum and args and _sums_slowly(args[0], args[1] if args[1:] else kwargs.get("start", 0)):
             return self._sum("add", *args, **kwargs)
         if function is math.prod and args:
@@ -274,6 +278,10 @@ class Meter:
         self.tick(shown(value))
         return value
 
+    def _method(self, value: Any) -> Any:
+        """What was read under the name of a method that reads attributes, and may be called by anything later."""
+        return _through(self._call, self.tick, value) if reads_names(value) else value
+
     def _decorate(self, decorator: Any) -> Any:
         return decorator if self._own(decorator) else _through(self._call, self.tick, decorator)
 
@@ -297,6 +305,9 @@ class Meter:
         copy = public_copy(builtins.__import__(name, None, None, ["_"]), IMPORTABLE[name])
         if name == "functools":
             copy.wraps = self._wraps  # type: ignore[attr-defined]
+        elif name == "sys":
+            for stream in ("stdin", "stdout", "stderr"):
+                setattr(copy, stream, Stream.of(getattr(sys, stream)))
         elif name == "dataclasses":
             copy.dataclass = self._definitions.dataclass  # type: ignore[attr-defined]
         return copy
@@ -335,14 +346,6 @@ def _is_small(value: Any) -> bool:
     return (type(value) is int and -_SMALL < value < _SMALL) or type(value) is float
 
 
-def _item(container: Any, index: Any) -> tuple[Any, ...]:
-    return operator.setitem, container, index, container[index]
-
-
-def _field(owner: Any, name: str) -> tuple[Any, ...]:
-    return setattr, owner, name, getattr(owner, name)
-
-
 def _sums_slowly(items: Any, start: Any) -> bool:
     """Whether additions cost more than those of small numbers; texts are refused by ``sum`` itself."""
     if type(start) in _TEXTS:
@@ -370,28 +373,3 @@ _THROUGH = _through(print, bool, print).__code__
 
 def _refuse(message: str) -> NoReturn:
     raise Unmetered(message)
-
-
-def _checked(name: Any, stored: bool = False) -> str:
-    if type(name) is not str:  # a subclass may say one thing and be another
-        raise Unmetered("an attribute whose name is no text cannot be metered")
-    if stored and name.startswith("__"):
-        raise Unmetered(f"assignment to {name!r} cannot be metered")
-    check_name(name)
-    return name
-
-
-def _getattr(value: Any, name: str, *default: Any) -> Any:
-    return getattr(value, _checked(name), *default)
-
-
-def _hasattr(value: Any, name: str) -> bool:
-    return hasattr(value, _checked(name))
-
-
-def _setattr(value: Any, name: str, new: Any) -> None:
-    setattr(value, _checked(name, stored=True), new)
-
-
-def _delattr(value: Any, name: str) -> None:
-    delattr(value, _checked(name, stored=True))

@@ -105,6 +105,9 @@ DEFINABLE = (PUBLIC_DUNDERS | _words("__getattr__ __setattr__ __delattr__ __clas
 
 READABLE_NAMES = DEFINABLE | _words("__name__ __debug__ __file__ __all__ __author__ __version__")
 
+FORMATS = frozenset({"format", "format_map"})
+"""Methods of texts that read attributes whose names are data: checked in every call (see ``meter_reach``)."""
+
 NEVER = _words("""
     gi_frame gi_code gi_yieldfrom gi_running gi_suspended cr_frame cr_code cr_await cr_origin cr_running ag_frame
     ag_code ag_await tb_frame tb_next tb_lasti tb_lineno f_back f_builtins f_code f_globals f_lasti f_lineno f_locals

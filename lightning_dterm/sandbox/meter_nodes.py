@@ -13,7 +13,7 @@ TICK, CALL, IN, BINARY, SIZED, COMPARE, REFUSE, SHOWN, EACH, ITEM, FIELD, AUGMEN
         "decorate", "chained", "moved", "parts",
     )
 )  # fmt: skip
-KEY, SPREAD = "__m_key__", "__m_spread__"
+KEY, SPREAD, METHOD = "__m_key__", "__m_spread__", "__m_method__"
 
 
 def words(node: ast.AST) -> list[str]:

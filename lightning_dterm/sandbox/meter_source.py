@@ -9,7 +9,7 @@ import types
 import warnings
 from typing import Any, cast
 
-from lightning_dterm.sandbox.meter_names import DEFINABLE, NEVER, PUBLIC_DUNDERS, READABLE_NAMES
+from lightning_dterm.sandbox.meter_names import DEFINABLE, FORMATS, NEVER, PUBLIC_DUNDERS, READABLE_NAMES
 from lightning_dterm.sandbox.meter_nodes import (
     AUGMENT,
     CALL,
@@ -20,6 +20,7 @@ from lightning_dterm.sandbox.meter_nodes import (
     FIELD,
     IN,
     ITEM,
+    METHOD,
     MOVED,
     PARTS,
     REFUSE,
@@ -81,6 +82,7 @@ class _Instrumenter(ast.NodeTransformer):
             if not isinstance(node, ast.Constant) and any("__m_" in word for word in words(node)):
                 raise Unmetered("names with '__m_' cannot be metered")
             _check_words(node)
+        self._called: set[ast.AST] = set()
         self._bound = frozenset(
             word
             for node in ast.walk(tree)
@@ -125,6 +127,8 @@ class _Instrumenter(ast.NodeTransformer):
     def visit_MatchClass(self, node: Any) -> ast.AST:
         for name in node.kwd_attrs:
             check_name(name, self._assigned)
+            if name in FORMATS:
+                raise Unmetered(f"a class pattern that reads {name!r} cannot be metered")
         if node.patterns and not (isinstance(node.cls, ast.Name) and node.cls.id in _BUILT_IN - self._bound):
             raise Unmetered("a class pattern by position reads attributes whose names are not in the program")
         return self.generic_visit(node)
@@ -138,7 +142,10 @@ class _Instrumenter(ast.NodeTransformer):
             if not isinstance(node.ctx, ast.Load):
                 raise
             return ast.Call(name_node(REFUSE), [ast.Constant(str(error))], [])  # in vain, should it ever run
-        return self.generic_visit(node)
+        self.generic_visit(node)
+        if node.attr not in FORMATS or not isinstance(node.ctx, ast.Load) or node in self._called:
+            return node
+        return ast.Call(name_node(METHOD), [node], [])
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
         weight = weight_of(node.body)
@@ -165,6 +172,7 @@ class _Instrumenter(ast.NodeTransformer):
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
+        self._called.add(node.func)  # the call is looked at as it is made
         self.generic_visit(node)
         for keyword in node.keywords:
             if keyword.arg is None:
