@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_dterm.sandbox import wire
 from lightning_dterm.sandbox.meter import Meter
+from lightning_dterm.sandbox.meter_reach import deepen
 
 if TYPE_CHECKING:
     from lightning_dterm.sandbox.guard import Guard
@@ -192,6 +193,7 @@ def run_metered(channel: Channel, program: str, entry_point: str | None, calls: 
         channel.send(wire.LOADED, _describe(error))
         channel.send(wire.DONE, None)
         return
+    deepen()
     channel.send(wire.COMPILED, process_time_ns() // 1000)  # what it took so far is no work of the program's
     if _load_and_call(channel, code, space, entry_point, calls):
         stop(min(meter.cost, wire.MAX_COST))

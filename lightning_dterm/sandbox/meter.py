@@ -35,9 +35,18 @@ from typing import Any, NoReturn
 from lightning_dterm.sandbox import meter_regex
 from lightning_dterm.sandbox.meter_classes import Definitions
 from lightning_dterm.sandbox.meter_iterators import READERS, arguments
-from lightning_dterm.sandbox.meter_names import BUILTINS, IMPORTABLE, public_copy
+from lightning_dterm.sandbox.meter_names import BUILTINS, FORMATS, IMPORTABLE, public_copy
 from lightning_dterm.sandbox.meter_numbers import WIDE
-from lightning_dterm.sandbox.meter_reach import BY_NAME, FORMATS, Stream, check_format, field_of, item_of, reads_names
+from lightning_dterm.sandbox.meter_reach import (
+    BY_NAME,
+    LIMITS,
+    Stream,
+    attrgetter,
+    check_format,
+    field_of,
+    item_of,
+    reads_names,
+)
 from lightning_dterm.sandbox.meter_regex import REGEX, regex_call
 from lightning_dterm.sandbox.meter_rules import (
     C_CALLABLES,
@@ -291,23 +300,24 @@ class Meter:
         return value
 
     def _import(self, name: str, space: Any = None, local: Any = None, names: Any = (), level: int = 0) -> Any:
+        if not level and name.partition(".")[0] not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)  # nor is there one without the meter
         if level or name not in IMPORTABLE:
             raise Unmetered(f"import of {name!r} cannot be metered")
-        copy = self._public(name)
-        if "." not in name or names:
-            return copy
-        above, _, last = name.partition(".")
-        parent = self._public(above)
-        setattr(parent, last, copy)
-        return parent
+        return self._public(name if names else name.partition(".")[0])
 
     def _public(self, name: str) -> types.ModuleType:
         copy = public_copy(builtins.__import__(name, None, None, ["_"]), IMPORTABLE[name])
         if name == "functools":
             copy.wraps = self._wraps  # type: ignore[attr-defined]
+        elif name == "operator":
+            copy.attrgetter = attrgetter  # type: ignore[attr-defined]
+        elif name == "collections":
+            copy.abc = self._public("collections.abc")  # type: ignore[attr-defined]
         elif name == "sys":
             for stream in ("stdin", "stdout", "stderr"):
                 setattr(copy, stream, Stream.of(getattr(sys, stream)))
+            vars(copy).update(LIMITS)
         elif name == "dataclasses":
             copy.dataclass = self._definitions.dataclass  # type: ignore[attr-defined]
         return copy

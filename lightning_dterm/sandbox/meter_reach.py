@@ -6,17 +6,20 @@ descriptor. Whatever a program could not write as ``x.name`` it must not reach b
 
 from __future__ import annotations
 
+import functools
 import operator
+import resource
+import sys
 from _string import formatter_field_name_split, formatter_parser  # type: ignore[import-not-found]
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning_dterm.sandbox.meter_names import FORMATS
 from lightning_dterm.sandbox.meter_rules import C_CALLABLES
 from lightning_dterm.sandbox.meter_source import Unmetered, check_name
 
-__all__ = ["BY_NAME", "FORMATS", "Stream", "check_format", "field_of", "item_of", "reads_names"]
-
+_DEEPER = 4  # what the interpreter counts for one call of a metered program: see the tests
+_STACK = 64 << 20  # a metered call runs through C, where a plain one does not; the kernel leaves 128 MiB for a stack
 _NESTED = 2  # replacement fields inside a format specification; CPython refuses deeper ones
 
 
@@ -84,6 +87,24 @@ class Stream:
         return line
 
 
+def setrecursionlimit(limit: int) -> None:
+    """As a metered program has it: for each call that it makes, the interpreter counts several."""
+    sys.setrecursionlimit(min(limit * _DEEPER, 2**31 - 1) if type(limit) is int else limit)
+
+
+def getrecursionlimit() -> int:
+    """What the program would be told without the meter."""
+    return sys.getrecursionlimit() // _DEEPER
+
+
+def deepen() -> None:
+    """Before a program runs in a process of its own: let it call as deep as it could without the meter."""
+    setrecursionlimit(sys.getrecursionlimit())
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    size = _STACK if hard == resource.RLIM_INFINITY else min(_STACK, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (size, hard))
+
+
 def item_of(container: Any, index: Any) -> tuple[Any, ...]:
     """How to store an item, and what it is now."""
     return operator.setitem, container, index, container[index]
@@ -122,5 +143,21 @@ def _delattr(value: Any, name: str) -> None:
     delattr(value, _checked(name, stored=True))
 
 
+def attrgetter(*names: str) -> Callable[[Any], Any]:
+    """``operator.attrgetter`` of attributes that a program may read."""
+    paths = [[_checked(part) for part in name.split(".")] for name in names if type(name) is str]
+    if not paths or len(paths) < len(names):
+        raise TypeError("attrgetter takes names of attributes")
+
+    def attrgetter(owner: Any) -> Any:
+        found = tuple(functools.reduce(_getattr, path, owner) for path in paths)
+        return found if len(found) > 1 else found[0]
+
+    return attrgetter
+
+
 BY_NAME = {"getattr": _getattr, "hasattr": _hasattr, "setattr": _setattr, "delattr": _delattr}
 """The built-in functions that take names of attributes, as a metered program has them."""
+
+LIMITS = {"getrecursionlimit": getrecursionlimit, "setrecursionlimit": setrecursionlimit}
+"""What a metered program has in place of those of ``sys``."""

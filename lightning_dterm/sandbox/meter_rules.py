@@ -48,6 +48,7 @@ CONSTANT_FUNCTIONS = _words("""
     filterfalse zip_longest pairwise tee compress itemgetter namedtuple random randint choice seed time perf_counter
     sqrt floor ceil log log2 log10 exp sin cos tan atan atan2 isclose isnan isinf fabs hypot degrees radians
     getrecursionlimit setrecursionlimit truth not_ is_ is_not length_hint wraps cast field
+    attrgetter
 """)
 _CONSTANT_METHODS = _words("""
     append add discard get setdefault keys values items popleft appendleft popitem move_to_end clear
