@@ -22,6 +22,9 @@ DOCSTRING = '''def f(x):
     return 2 * x
 '''
 LISTED = DOCSTRING.replace("    ```", "    - so:\n      ```", 1)
+MIXED = "def f():\n    '''Not \"\"\".\n\n    ```\n    f()\n    ```\n    '''\n"
+F = "def f():\n    return 1\n"
+FENCED = f"{FENCE}python\n{F}{FENCE}\nend\n"
 SPLIT = 'def f(s):\n    return s.split("</think>")[1]\n'
 
 
@@ -71,7 +74,32 @@ def code(text: str, language: str = "python") -> list[str]:
         ("1. Do:\n\n    ```python\n    x = 1\n    ```\n", "python", ["x = 1\n"]),  # in a list it may
         ("- a\n  - b\n    ```\n    x\n    ```\n", "python", ["x\n"]),
         ("```python\nx = 1\n   ```\nbye", "python", ["x = 1\n"]),
-        ("```python\nx = 1\n    ```\n", "python", ["x = 1\n    ```\n"]),
+        # a closing fence as far in as the code
+        ("```python\n" + F + "    ```\n", "python", [F]),
+        ("Here:\n```python\n" + F + "    ```\nThis returns 1.\n", "python", [F]),
+        ("```python\n" + F + "\t```\nor\n```python\ny = 2\n```\nSo.", "python", [F, "y = 2\n"]),
+        ("````python\n" + F + "    ```\n", "python", [F + "    ```\n"]),  # too short
+        ("```python\n" + DOCSTRING + "    ```\nIt doubles.\n", "python", [DOCSTRING]),
+        ("```python\n" + DOCSTRING, "python", [DOCSTRING]),  # not finished, no fence but the docstring's
+        ("```python\n" + MIXED + "```\nBye\n", "python", [MIXED]),
+        ("````markdown\n- a\n    ```python\n    x\n    ```\n````\nBye", "python", ["x\n"]),
+        # an opening fence as far in as code, outside of docstrings
+        ("Here is it.\n\n" + textwrap.indent(FENCED, " " * 4), "python", ["def f():\n", "    return 1\n"]),
+        ('Use """Doc.""":\n\n\t```py\n\tx\n\t```\nend', "python", ["x\n"]),
+        ("```python\n'''\n```\nor\n    ```\n    x\n    ```\n", "klingon", ["x\n"]),  # open no longer
+        # behind and before tags of an answer
+        ("<answer>```python\nx = 1\n```</answer>", "python", ["x = 1\n"]),
+        ("<a>\n```python\nx = 1\n``` </code></a>\nSo ```x```", "python", ["x = 1\n"]),
+        ("```python\nx = '<a>'\n``` a</a>\n", "python", ["x = '<a>'\n``` a</a>\n"]),
+        # behind the block that has the tag: only what defines something
+        ("```python\nimport math\n```\n```\n" + F + "```\n", "python", ["import math\n", F]),
+        ("```python\nx = 1\n```\n  ```\n  y = 2\n  z\n  ```\n", "python", ["x = 1\n", "y = 2\n", "z\n"]),
+        ("```python\nx = 1\n```\n```\nSum: 5\n```\n```\nprint(x)\n```\n", "python", ["x = 1\n"]),
+        ("```python\nx = 1\n```\n```\nimport the result\n```\n", "python", ["x = 1\n"]),
+        ("```python\nx = 1\n```\n```\ny = '\\d'\n```\n", "python", ["x = 1\n", "y = '\\d'\n"]),
+        ("```python\nx = 1\n```\n```\ny = " + "(" * 5000 + "\n```\n", "python", ["x = 1\n"]),
+        ("```python\nx = 1\n```\n```\ny = '\0'\n```\n", "python", ["x = 1\n"]),
+        ("```c\nint x;\n```\n```\ny = 2\n```\n", "c", ["int x;\n"]),
         # what follows the block that has the tag is its output
         ("```python\nx = 1\n```\nOutput:\n```\n1\n```\n", "python", ["x = 1\n"]),
         ("```\nx = 1\n```\n```python\ny = 2\n```\n```\n3\n```\n", "python", ["x = 1\n", "y = 2\n"]),
@@ -81,6 +109,8 @@ def code(text: str, language: str = "python") -> list[str]:
         # behind prose, where it is closed
         ("Here: ```python\nx = 1\n```\n", "python", ["x = 1\n"]),
         ("Here: ```python\nx = 1\n```\nor ```python\ny = 2\n", "python", ["x = 1\n"]),
+        ("Use `x`: ```python\nx = 1\n```\n", "python", ["x = 1\n"]),
+        ("Use ``x`: ```python\nx = 1\n```\n", "python", []),  # which of them is the code?
         ("s = 'a ```python'\nt = 1\n", "python", ["s = 'a ```python'\nt = 1\n"]),
         ("s = 1  # ```python\nt = 1\n# ```\n", "python", ["s = 1  # ```python\nt = 1\n# ```\n"]),
         # tags that a program handles
@@ -89,6 +119,16 @@ def code(text: str, language: str = "python") -> list[str]:
         ('x = "<think>a</think>"\n', "python", ['x = "<think>a</think>"\n']),
         ('the tag "<think>" and "</think>" then</think>x = 1', "python", ["x = 1"]),
         ('he said "ok"</think>"""Doc."""', "python", ['"""Doc."""']),
+        ("<think>\nI'll return 'x'</think> Here's it:\n```python\nx\n```", "python", ["x\n"]),
+        ("<think>\njust like the users'</think> Here's it:\n```python\nx\n```", "python", ["x\n"]),
+        ("I'll return 'x'</think> Here's it:\n```python\nx\n```", "python", ["x\n"]),
+        ("just like the users'</think> Here's it:\n```python\nx\n```", "python", ["x\n"]),
+        ("<think>\nI don't say (\"x\")</think>'Doc'\n", "python", ["'Doc'\n"]),
+        ("I don't say x</think>'Doc'\n", "python", ["'Doc'\n"]),
+        ('<think>the tag "</think>" ends\n```\ny\n```\n</think>\n```\nx\n```', "python", ["x\n"]),
+        ("x = t.split(f'{a}</think>')\n", "python", ["x = t.split(f'{a}</think>')\n"]),
+        ("x = t.split(rb'</think>')\n", "python", ["x = t.split(rb'</think>')\n"]),
+        ("x = t + '</think>\\n'\n", "python", ["x = t + '</think>\\n'\n"]),
         # a document around the block
         ("````markdown\n```python\nx=1\n```\n````", "python", ["x=1\n"]),
         ("````md\nHi\n```python\nx=1\n```\nOut\n```\n1\n```\n````\n", "python", ["x=1\n"]),
@@ -190,6 +230,11 @@ def test_many_blocks_and_thoughts_are_linear() -> None:
         "- a\n    ",
         "a ```python\n",
         "````md\n",
+        "\"\"\"'''\n    ```\n",
+        '```"</think>',
+        "```py\nx\n    ```\n```\ny = 2\n```\n",
+        "```</a></a",
+        "```" + "</a>" * 50 + "\n",
     ],
 )
 def test_hostile_repetition_is_linear(unit: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import warnings
 from bisect import bisect_right
 from typing import NamedTuple
 
@@ -18,9 +20,12 @@ _ALIASES: dict[str, frozenset[str]] = {
     "go": frozenset({"go", "golang"}),
     "php": frozenset({"php"}),
 }
-_CLOSING, _DEEP = 3, 4  # columns: what a closing fence may be further in; from where on text is code to CommonMark
-_ITEM = re.compile(r"(?:[-*+]|[0-9]{1,9}[.)])(?:\s|$)")
-_QUOTES, _LITERAL = "\"'", 200  # how far on its line the quotes around a tag are looked for
+_DEEP = 4  # columns: an opening fence that far in, or a closing one that much further in, may stand in a docstring
+_LITERAL = 200  # characters: how far on its line the quotes around a tag are looked for
+_OPENING_QUOTE = re.compile(r"""(?<![\w)\]}"'])[bfruBFRU]{0,2}$""")  # what stands before a quote that opens a string
+_TRIPLE = re.compile(r"'''|\"\"\"")
+_CLOSING_TAGS = re.compile(r"(?:\s*</[A-Za-z][\w-]{0,40}>)*")
+_MARKDOWN = ("markdown", "md")
 _LANGUAGE_OF = {tag: language for language, tags in _ALIASES.items() for tag in tags}
 
 CharSpan = tuple[int, int]
@@ -38,17 +43,19 @@ def extract_code(text: str, language: str) -> tuple[CharSpan, ...]:
 
     1. Thinking is never code: ``<think>...</think>``, an unclosed ``<think>`` up to the end, and everything before a
        ``</think>`` that nothing opened (chat templates open it in the prompt). A tag that touches a quote inside a
-       string on one line, as in ``text.split("</think>")``, is text like any other.
+       string on one line, as in ``text.split("</think>")``, is text like any other; in a thought, one between quotes.
     2. ``language="text"``: all that is left, without surrounding white space.
     3. With fenced blocks (three or more backticks or tildes on a line): the insides of the blocks whose tag names the
        language (with or without a version: ``python3.11``) or is empty, or of all blocks where there is none such.
-       Behind a block that has the tag, those without are its output and not code. A block tagged ``markdown`` stands
-       for the blocks inside it. The lines of the fences do not count; the line break that ends the last line of code
-       does. Lines inside lose as much indentation as the opening fence has, where they have it (CommonMark 0.31, 4.5),
-       so that code in a list is code. A closing fence is at most 3 columns further in than its opening; an opening one
-       that is indented by 4 or more counts in a list or as the first line only: others stand in docstrings. Behind
-       prose an opening fence counts where it has a known tag and is closed (``Here: ```python``). An unclosed block
-       otherwise reaches to the end. Fences with nothing between them mean an empty program, not bare code.
+       Behind a block that has the tag, those without are its output and not code, but for those that parse as Python
+       and define something (or import it), where that is the language. A block tagged ``markdown`` stands for the
+       blocks inside it. The lines of the fences do not count; the line break that ends the last line of code does.
+       Lines inside lose as much indentation as the opening fence has, where they have it (CommonMark 0.31, 4.5), so
+       that code in a list is code. An opening fence 4 or more columns in, or a closing one that much further in than
+       its opening, counts outside of strings in triple quotes only: those inside stand in docstrings. Behind prose an
+       opening fence counts where it has a known tag and is closed (``Here: ```python``); behind a closing one there may
+       be closing tags (``</answer>``). An unclosed block otherwise reaches to the end. Fences with nothing between them
+       mean an empty program, not bare code.
     4. Without a fence: the whole text.
 
     Args:
@@ -67,23 +74,43 @@ def extract_code(text: str, language: str) -> tuple[CharSpan, ...]:
     blocks = _fenced_blocks(visible)
     if blocks is None:
         return _subtract((0, len(text)), thoughts, text)
-    chosen = _chosen(_unwrapped(visible, blocks), _canonical(language))
+    chosen = _chosen(visible, _unwrapped(visible, blocks), _canonical(language))
     removed = _united([*thoughts, *(span for block in chosen for span in _indentation(visible, block))])
     return tuple(span for block in chosen for span in _subtract((block.start, block.end), removed, text))
 
 
-def _chosen(blocks: list[_Block], wanted: str) -> list[_Block]:
-    """Blocks of the language or without a tag, of these none behind the first that has it; all where none is such."""
-    tagged = [_canonical(block.tag) == wanted for block in blocks]
-    first = tagged.index(True) if any(tagged) else len(blocks)
-    return [block for place, block in enumerate(blocks) if tagged[place] or (not block.tag and place < first)] or blocks
+def _chosen(text: str, blocks: list[_Block], wanted: str) -> list[_Block]:
+    """Blocks of the language or without a tag, of these only definitions behind the first that has it; else all."""
+    found: list[_Block] = []
+    tagged = False
+    for block in blocks:
+        if _canonical(block.tag) == wanted:
+            tagged = True
+            found.append(block)
+        elif not block.tag and (not tagged or (wanted == "python" and _defines(text, block))):
+            found.append(block)
+    return found or blocks
+
+
+def _defines(text: str, block: _Block) -> bool:
+    """Whether a block is Python that defines or imports a name; neither output nor a call that shows some."""
+    spans = _subtract((block.start, block.end), _indentation(text, block), text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # escapes that Python does not know
+        try:
+            tree = ast.parse("".join(text[low:high] for low, high in spans))
+        except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError, SystemError):
+            return False
+    names = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign)
+    # ``Sum: 5`` is an annotation to Python.
+    return any(isinstance(one, names) or (isinstance(one, ast.AnnAssign) and one.value) for one in tree.body)
 
 
 def _unwrapped(text: str, blocks: list[_Block]) -> list[_Block]:
     """The blocks, those tagged ``markdown`` replaced by the blocks inside them, where there are any."""
     found: list[_Block] = []
     for block in blocks:
-        inner = _fenced_blocks(text[block.start : block.end]) if block.tag in ("markdown", "md") else None
+        inner = _fenced_blocks(text[block.start : block.end]) if block.tag in _MARKDOWN else None
         found += [one._replace(start=block.start + one.start, end=block.start + one.end) for one in inner or ()] or [
             block
         ]
@@ -102,7 +129,7 @@ def _thinking(text: str) -> list[CharSpan]:
     opened: int | None = None
     first = True
     for match in _THINK.finditer(text):
-        if _quoted(text, *match.span()):
+        if _quoted(text, *match.span(), thought=opened is not None):
             continue
         if match.group() == _THINK_OPEN:
             opened = match.start() if opened is None else opened
@@ -117,14 +144,16 @@ def _thinking(text: str) -> list[CharSpan]:
     return found
 
 
-def _quoted(text: str, start: int, end: int) -> bool:
-    """Whether a tag stands beside a quote inside a string on one line: a program that handles tags."""
-    around = text[max(start - 1, 0) : start] + text[end : end + 1]
-    if not any(quote in around for quote in _QUOTES):
-        return False
+def _quoted(text: str, start: int, end: int, thought: bool) -> bool:
+    """Whether a tag touches a quote inside a string on one line: a program that handles tags, not a quoting thought."""
     before = text[max(start - _LITERAL, 0) : start].rpartition("\n")[2]
     after = text[end : end + _LITERAL].partition("\n")[0]
-    return any(quote in around and before.count(quote) % 2 == 1 and quote in after for quote in _QUOTES)
+    for quote in "\"'":
+        touching = before.endswith(quote) + after.startswith(quote)
+        inside = touching > thought and before.count(quote) % 2 == 1 and quote in after
+        if inside and _OPENING_QUOTE.search(before.rpartition(quote)[0]):
+            return True
+    return False
 
 
 def _blank(text: str, ranges: list[CharSpan]) -> str:
@@ -200,45 +229,40 @@ def _parsed(text: str, inline_before: int) -> tuple[list[_Block], _Opening | Non
     """The closed blocks and the opening that nothing closes; openings behind prose count up to ``inline_before``."""
     blocks: list[_Block] = []
     opening: _Opening | None = None
-    lists = _Lists()
+    quote = ""  # of the string in triple quotes that is open, since the last fence
     position = 0
     for line in text.split("\n"):
         following = position + len(line) + 1
         stripped = line.strip()
         indent = len(line) - len(line.lstrip(" \t"))
         column = len(line[:indent].expandtabs(4))
+        was_open = opening is not None
         if opening is None:
-            inside = lists.hold(stripped, column)
-            found = _opened(stripped, position < inline_before) if inside else None
+            found = _opened(stripped, position < inline_before) if column < _DEEP or not quote else None
             if found is not None:
                 fence, tag, inline = found
                 opening = _Opening(fence, column, _Block(tag, indent, following, len(text)), position, inline)
-        elif column <= opening.column + _CLOSING:
-            fence = _fence_of(stripped)
-            if fence and fence == stripped and fence.startswith(opening.fence):
-                blocks.append(opening.block._replace(end=position))
-                opening = None
+        elif _closes(stripped, opening.fence) and (
+            column < opening.column + _DEEP or not (quote or opening.block.tag in _MARKDOWN)
+        ):
+            blocks.append(opening.block._replace(end=position))
+            opening = None
+        quote = _string_left(line, quote) if was_open == (opening is not None) else ""
         position = following
     return blocks, opening
 
 
-class _Lists:
-    """Which lines may open a block: those indented by 4 or more only in a list, or as the first line of all."""
+def _string_left(line: str, quote: str) -> str:
+    """The triple quote of the string that is open behind the line; ``quote`` is that before it."""
+    for match in _TRIPLE.finditer(line):
+        quote = match.group() if not quote else "" if match.group() == quote else quote
+    return quote
 
-    def __init__(self) -> None:
-        self._above: list[tuple[int, bool]] = []  # column, and whether it is an item of a list that is no code itself
 
-    def hold(self, stripped: str, column: int) -> bool:
-        """Take in a line outside of blocks; whether a fence on it counts."""
-        if not stripped:
-            return False
-        first = not self._above
-        while len(self._above) > 1 and self._above[-1][0] >= column:
-            self._above.pop()
-        inside = not first and self._above[-1][0] < column and self._above[-1][1]
-        counts = column < _DEEP or inside
-        self._above.append((column, counts and _ITEM.match(stripped) is not None))
-        return counts or first
+def _closes(stripped: str, opening: str) -> bool:
+    """Whether a line is a fence at least as long as the opening one, with nothing behind but closing tags."""
+    fence = _fence_of(stripped)
+    return fence.startswith(opening) and _CLOSING_TAGS.fullmatch(stripped, len(fence)) is not None
 
 
 def _opened(stripped: str, inline: bool) -> tuple[str, str, bool] | None:
@@ -249,7 +273,7 @@ def _opened(stripped: str, inline: bool) -> tuple[str, str, bool] | None:
         return fence, _tag(info), False
     prose, mark, rest = stripped.partition("```")
     tag = rest.lstrip("`").strip()
-    if not (inline and prose and mark) or "`" in prose or _canonical(tag) not in _ALIASES:
+    if not (inline and prose and mark) or prose.count("`") % 2 or _canonical(tag) not in _ALIASES:
         return None
     return mark + rest[: len(rest) - len(rest.lstrip("`"))], tag.lower(), True
 
