@@ -46,9 +46,11 @@ _ERROR_LINE = re.compile(r"^.*\berror: .*$", re.MULTILINE)
 # A shell starts what gcc's driver starts: a driver says only in words, which a program could make the linker or the
 # assembler write just as well, that one of its parts was killed. Codes of parts come back higher by ``_PART``, signals
 # by 128 more, so that 1 is the driver's own. The linker is started without ``collect2``, another driver.
+# Its name comes by the environment: gcc splits the wrapper at commas, and a shell reads the rest.
 _PART = 64
+_SHELL = "/bin/sh"
 _WRAPPER = (
-    '{shell},-c,part=$1; shift; case $part in */collect2) part={linker};; esac; "$part" "$@"; code=$?; '
+    '{shell},-c,part=$1; shift; case $part in */collect2) part=$LINKER;; esac; "$part" "$@"; code=$?; '
     f"test $code = 0 || exit $((code + {_PART})),sh"
 )
 _CLANGS_PART_ENDED = 254  # by whatever signal; clang names it last
@@ -145,20 +147,28 @@ class CCompiler(Backend):
         )
 
     @cached_property
-    def _wrapper(self) -> str:
-        linker = first_line(self.path or "", "-print-prog-name=ld") or "ld"
-        return _WRAPPER.replace("{shell}", self._shell).replace("{linker}", linker)
+    def _linker(self) -> str:
+        return first_line(self.path or "", "-print-prog-name=ld") or "ld"
 
     @cached_property
     def _shell(self) -> str:
-        folder, name = os.path.split(which("sh") or "/bin/sh")
-        return os.path.join(os.path.realpath(folder), name)
+        """The system's shell: what else is on PATH may lie in a user's folder, which no program should read."""
+        folder, name = os.path.split(_SHELL if os.access(_SHELL, os.X_OK) else which("sh") or _SHELL)
+        shell = os.path.join(os.path.realpath(folder), name)
+        if "," in shell:
+            raise RuntimeError(f"gcc takes no wrapper with a comma in its path, and sh is {shell}: provide {_SHELL}.")
+        return shell
 
     def rules(self) -> Sequence[tuple[str, str]]:
-        """Drivers, headers and libraries of the system; nothing of any user."""
+        """Drivers, headers and libraries of the system; nothing of any user.
+
+        Raises:
+            RuntimeError: There is no ``/bin/sh``, and the path of the shell on PATH has a comma.
+        """
         paths = ["/usr/bin", "/usr/include", "/usr/libexec", "/usr/local/include", "/usr/x86_64-linux-gnu"]
-        paths += [os.path.dirname(os.path.realpath(path)) for path in (self.path, self._plus, self._shell) if path]
-        paths += [os.path.dirname(self._shell)]
+        tools = [self.path, self._plus, self._shell if self.family == "gcc" else None]
+        paths += [os.path.dirname(os.path.realpath(path)) for path in tools if path]
+        paths += [os.path.dirname(self._shell)] if self.family == "gcc" else []
         return [(path, "x" if "include" not in path else "r") for path in paths]
 
     def check(self, language: str, source: str, stage: Stage, tools: Tools) -> Report:
@@ -196,10 +206,14 @@ class CCompiler(Backend):
         assert driver is not None
         limits = tools.limits
         libraries = ["-lm"] if outputs == ("program",) else []
-        wrapped = ("-pass-exit-codes", "-wrapper", self._wrapper) if self.family == "gcc" else ()
+        environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TMPDIR": ".", "HOME": "/nonexistent"}
+        wrapped: tuple[str, ...] = ()
+        if self.family == "gcc":
+            wrapped = ("-pass-exit-codes", "-wrapper", _WRAPPER.replace("{shell}", self._shell))
+            environment["LINKER"] = self._linker
         return Command(
             driver, (driver, f"-std={self.standards[language]}", *self._format, *wrapped, *arguments, *libraries),
-            {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TMPDIR": ".", "HOME": "/nonexistent"}, "tools",
+            environment, "tools",
             {name: text.encode("utf-8", "replace") for name, text in files.items()}, outputs=outputs,
             cpu_s=limits.cpu_s, wall_s=limits.wall_s, memory_mb=limits.memory_mb, file_kb=limits.artifact_kb,
             stdout_kb=limits.output_kb, stderr_kb=limits.output_kb, stack_mb=64,
