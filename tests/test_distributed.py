@@ -153,6 +153,7 @@ def test_lora_with_a_critic_adapter_on_two_processes(actor: Path, tmp_path: Path
         assert_same_export(tmp_path / "export-one", folder, actor)
 
 
+@pytest.mark.slow
 def test_another_lora_rank_is_refused_under_fsdp2_too(actor: Path, tmp_path: Path) -> None:
     """In one line: FSDP2's strategy loads weights before the module is asked, and they would not fit."""
     options = {"steps": 1, "lora": True, "critic": "shared"}
