@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -33,7 +34,14 @@ from tests.metering import measure
         "import functools\nclass C: pass\nfunctools.wraps(print)(C())\n",
         "from dataclasses import dataclass\n@dataclass\nclass C:\n    __annotations__ = {'x=print(1)': int}\n",
         "from dataclasses import dataclass\ndataclass(type('C', (), {'__annotations__': {'x=print(1)': int}}))\n",
-        "from dataclasses import dataclass, field, fields\n@dataclass\nclass A:\n    x: int = 0\nfields(A)[0].name = 'y=print(1)'\n@dataclass\nclass B(A):\n    z: int = 0\n",
+        "from dataclasses import dataclass, field\nclass L:\n    def __bool__(self): return True\n@dataclass(init=L())\nclass A:\n    x: int = 0\n",
+        "from dataclasses import dataclass, field\nclass L:\n    def __bool__(self): return True\n@dataclass\nclass A:\n    x: int = field(default=0, init=L())\n",
+        "from dataclasses import dataclass, field\nclass L:\n    def __get__(self, *a): return 0\n@dataclass\nclass A:\n    x: int = L()\n",
+        "from dataclasses import dataclass, field\nclass L:\n    def __get__(self, *a): return 0\n@dataclass\nclass A:\n    x: int = field(default=L())\n",
+        "from dataclasses import dataclass, field\nclass F(type(field())): pass\n@dataclass\nclass A:\n    x: int = F(0, None, True, True, None, True, None, False)\n",
+        "super = type\nsuper('X', (), {})\n", "def h(super): return super('X', (), {})\n", "super = sorted\n", "from builtins import sorted as super\n",
+        "type.__call__.__get__(type).__call__('X', (), {})\n", "[].count.__call__(5)\n",
+        "import functools\ncp = functools.cached_property(lambda s: None)\ncp.attrname = 'gi_frame'\ncp.__get__(1)\n",
         "from dataclasses import asdict\n", "from dataclasses import make_dataclass\n", "import typing\ntyping.get_type_hints\n",
         "import inspect\n", "import pickle\n", "import enum\nenum.Enum('E', {'__match_args__': ('__globals__',)})\n",
         "import enum\nenum.EnumMeta\n", "class M(type): pass\n", "class C(metaclass=lambda *a: 1): pass\n",
@@ -59,6 +67,43 @@ def test_ways_around_the_meter_are_closed(program: str) -> None:
 
     with pytest.raises((Unmetered, NameError, AttributeError, ImportError)):
         load_and_call()
+
+
+def test_fields_that_a_program_holds_are_not_those_that_code_is_written_from() -> None:
+    """The name of a data class's field is part of the source that ``dataclass`` executes."""
+    head = "from dataclasses import dataclass, field, fields\nran = []\nEVIL = 'x:(__import__(1))'\n"
+    base = "held = field(init=False)\n@dataclass\nclass A:\n    a: int = held\n"
+    late = "@dataclass\nclass B(A):\n    b: int = 0\nf = lambda: [one.name for one in fields(B)]\n"
+    for change in ("held.name = EVIL\n", "fields(A)[0].name = EVIL\n"):
+        code, space = Meter(10**9, lambda cost: None).prepare(head + base + change + late, "<test>")
+        exec(code, space)
+        assert space["f"]() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "class S:\n    _DIRS = [1, 2]\n    def g(self): return self._DIRS\ndef f(): return S().g()\n",
+        "class T:\n    _END: int = 3\n    @classmethod\n    def g(cls): return cls._END\ndef f(): return T.g()\n",
+        "from dataclasses import dataclass, field\n@dataclass\nclass Q:\n    _q: list = field(default_factory=list)\n"
+        "    def g(self): return len(self._q)\ndef f(): return Q().g()\n",
+    ],
+)
+def test_private_names_of_a_class_s_own_have_a_cost(program: str) -> None:
+    value, cost = measure(program)
+    assert value in ([1, 2], 3, 0)
+    assert cost > 0
+
+
+def test_a_comparison_with_what_is_empty_costs_the_meter_nothing_either() -> None:
+    """The walk through the longer side stops where the shorter one has ended."""
+    body = "def f(n):\n    stack = [((i, i), (i, i)) for i in range(n)]\n    k = 0\n    while stack != []:\n"
+    body += "        stack.pop()\n        k += 1\n    return k\n"
+    started = time.process_time()
+    value, cost = measure(body, 3000)
+    assert value == 3000
+    assert cost < 60_000
+    assert time.process_time() - started < 1.5  # 30 times what it takes; the walks took 4 s
 
 
 LEAKS = [  # each gives the value of a cell of the meter's, or a class that opens any descriptor

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from lightning_dterm.sandbox import meter_regex
-from lightning_dterm.sandbox.meter_classes import Definitions
+from lightning_dterm.sandbox.meter_classes import Definitions, fields
 from lightning_dterm.sandbox.meter_iterators import READERS, arguments
 from lightning_dterm.sandbox.meter_names import BUILTINS, FORMATS, IMPORTABLE, public_copy
 from lightning_dterm.sandbox.meter_numbers import WIDE
@@ -320,6 +320,7 @@ class Meter:
             vars(copy).update(LIMITS)
         elif name == "dataclasses":
             copy.dataclass = self._definitions.dataclass  # type: ignore[attr-defined]
+            copy.fields = fields  # type: ignore[attr-defined]
         return copy
 
     def _wraps(self, wrapped: Any, /, *rest: Any, **named: Any) -> Callable[[Any], Any]:

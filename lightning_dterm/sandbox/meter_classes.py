@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import builtins
+import copy
 import dataclasses
 import enum
 import functools
@@ -110,6 +111,7 @@ class Definitions:
             for name in names:
                 check_name(name.lstrip("_") or name)
         self._declare(_DATA_CLASS)
+        _hold_still(cls, options)
         before = dict(_space_of(cls))
         made = dataclasses.dataclass(**options)(cls)
         after = _space_of(made)
@@ -118,6 +120,36 @@ class Definitions:
             if type(method) is types.FunctionType and method is not before.get(name):
                 setattr(made, name, _charged(method, name, tuple(after["__dataclass_fields__"]), self._tick))
         return made
+
+
+def _hold_still(cls: type, options: dict[str, Any]) -> None:
+    """See to it that no code of the program's runs while ``dataclass`` writes code from fields that were checked.
+
+    Raises:
+        Unmetered: Where it would: truth values and descriptors of the program's own, or fields of a kind of its own.
+    """
+    space = _space_of(cls)
+    if type(space.get("__annotations__", {})) is not dict:
+        raise Unmetered("annotations of this kind cannot be metered")
+    settings = list(options.values())
+    for name, value in list(space.items()):
+        default = value
+        if isinstance(value, dataclasses.Field):
+            if type(value) is not dataclasses.Field:
+                raise Unmetered("a field of the program's own kind cannot be metered")
+            settings += [value.init, value.repr, value.hash, value.compare, getattr(value, "kw_only", False)]
+            default = value.default
+            setattr(cls, name, copy.copy(value))  # what the program holds is not what the code is written from
+        getters = [_space_of(base).get("__get__") for base in type.mro(type(default))]
+        if any(getter is not None and type(getter) is not types.WrapperDescriptorType for getter in getters):
+            raise Unmetered("a field whose default is a descriptor cannot be metered")
+    if not all(type(one) is bool or one is None or one is dataclasses.MISSING for one in settings):
+        raise Unmetered("a data class whose settings are not plain truth values cannot be metered")
+
+
+def fields(owner: Any) -> tuple[Any, ...]:
+    """``dataclasses.fields``: copies."""
+    return tuple(map(copy.copy, dataclasses.fields(owner)))
 
 
 def _charged(method: Any, name: str, names: tuple[str, ...], tick: Callable[[int], Any]) -> Any:

@@ -90,14 +90,18 @@ PUBLIC_DUNDERS = frozenset(
     init new len eq ne lt le gt ge hash bool repr str format iter next contains getitem setitem delitem missing
     add sub mul truediv floordiv mod divmod pow lshift rshift and or xor neg pos abs invert radd rsub rmul
     rtruediv rfloordiv rmod rpow rand ror rxor rlshift rrshift iadd isub imul itruediv ifloordiv imod ior iand ixor
-    ilshift irshift ipow matmul rmatmul call enter exit name doc
+    ilshift irshift ipow matmul rmatmul enter exit name doc
     index int float complex round trunc floor ceil reversed copy deepcopy post_init class length_hint init_subclass
-    set_name get set delete slots bytes
+    slots bytes
 """)
 ) | {"_asdict", "_replace", "_fields", "_make"}
 """Special attributes that lead nowhere, and the public ones of named tuples."""
 
-DEFINABLE = (PUBLIC_DUNDERS | _words("__getattr__ __setattr__ __delattr__ __class_getitem__ __aiter__ __anext__")) - {
+_DEFINED_ALONE = """
+    __call__ __get__ __set__ __delete__ __set_name__ __getattr__ __setattr__ __delattr__ __class_getitem__
+    __aiter__ __anext__
+"""  # a program may define them; read from others' objects they would hide what is called
+DEFINABLE = (PUBLIC_DUNDERS | _words(_DEFINED_ALONE)) - {
     "__class__",
     "__name__",
 }

@@ -116,7 +116,10 @@ def comparison_work(left: Any, right: Any) -> int:
         return exact_work("eq", left, right)
     if kind in SCALARS or other in SCALARS:
         return min(size_of(left), size_of(right))
-    return min(reach(left), reach(right)) // SCAN
+    if elements(right) < elements(left):
+        left, right = right, left
+    least = reach(left)
+    return min(least, reach(right, least)) // SCAN
 
 
 _DEFINED = type(re.compile("").search)  # "builtin_method", which types does not name; BuiltinMethodType before 3.11

@@ -59,12 +59,14 @@ SET_LIKE: tuple[Any, ...] = (set, frozenset, dict, type({}.keys()), type({}.item
 EXACT = (Decimal, Fraction)
 
 
-def reach(value: Any) -> int:
+def reach(value: Any, most: int = 1_000_000) -> int:
     """Scalars that a comparison of a container may come to, nested ones included."""
     kind = type(value)
     if issubclass(kind, (list, tuple, set, frozenset, deque)):
-        return elements(value) if SCALARS.issuperset(map(type, value)) else deep(value)
-    return deep(value) if issubclass(kind, dict) else elements(value)
+        if elements(value) >= most:
+            return most
+        return elements(value) if SCALARS.issuperset(map(type, value)) else deep(value, most=most)
+    return deep(value, most=most) if issubclass(kind, dict) else elements(value)
 
 
 def shown(value: Any) -> int:
@@ -77,7 +79,7 @@ def shown(value: Any) -> int:
     return words(value) if issubclass(kind, Decimal) else deep(value)
 
 
-def deep(value: Any, instances: bool = False) -> int:
+def deep(value: Any, instances: bool = False, most: int = 1_000_000) -> int:
     """Scalars and containers in a value, nested ones and the lengths of texts and numbers included; up to a million.
 
     Args:
@@ -85,7 +87,7 @@ def deep(value: Any, instances: bool = False) -> int:
         instances: Whether attributes of instances count too, as for whoever copies them.
     """
     count, pending, seen = 0, [value], set()
-    while pending and count < 1_000_000:
+    while pending and count < most:
         item = pending.pop()
         count += 1
         kind = type(item)
@@ -122,12 +124,15 @@ def attributes(item: Any) -> list[Any]:
 
 
 def long_work(value: Any) -> int:
-    """Units of hashing a value, or comparing it once, beyond those of a short one."""
+    """Units of hashing a value, or comparing it once, beyond those of a short one.
+
+    From eight parts on it is one unit: less would leave the walk that measures it, in Python, without a price.
+    """
     kind = type(value)
     if kind in SCALARS or not issubclass(kind, _NESTING):
         return 0
     count = deep(value)
-    return count // SCAN if count > _LONG_ITEMS else 0
+    return count // SCAN if count > _LONG_ITEMS else count // 8
 
 
 _IN_PYTHON = 32  # an operation of Fraction's, in elements

@@ -89,12 +89,26 @@ class _Instrumenter(ast.NodeTransformer):
             if not (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
             for word in words(node)
         )
-        self._assigned = frozenset(
-            node.attr
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and not node.attr.endswith("__")
-        ) | frozenset(
-            node.name for node in ast.walk(tree) if isinstance(node, _FUNCTIONS) and not node.name.endswith("__")
+        if "super" in self._bound:
+            raise Unmetered("a 'super' of the program's own cannot be metered")
+        self._assigned = (
+            frozenset(
+                node.attr
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and not node.attr.endswith("__")
+            )
+            | frozenset(
+                node.name for node in ast.walk(tree) if isinstance(node, _FUNCTIONS) and not node.name.endswith("__")
+            )
+            | frozenset(
+                target.id
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ClassDef)
+                for statement in node.body
+                if isinstance(statement, (ast.Assign, ast.AnnAssign))
+                for target in ast.walk(statement)
+                if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store) and not target.id.endswith("__")
+            )
         )
 
     def block(self, body: list[ast.stmt]) -> list[ast.stmt]:
