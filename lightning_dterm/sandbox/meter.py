@@ -153,6 +153,8 @@ class Meter:
 
     def _call(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self._own(function):
+            if type(function) is types.MethodType:  # through which CPython 3.12 and later would recurse in C
+                return function.__func__(function.__self__, *args, **kwargs)
             return function(*args, **kwargs)
         if type(function) is types.BuiltinFunctionType and not kwargs and len(args) == 2:
             if function in _OPERATION:
