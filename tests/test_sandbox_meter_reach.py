@@ -17,7 +17,7 @@ CACHED = "from functools import lru_cache\n@lru_cache(None)\n" + DOWN
 DEEP = {  # name: (program, depth)
     "plain": (DOWN, 900),
     "cached": (CACHED, 480),  # as deep as it goes without the meter
-    # CPython 3.12 and later recurse some 500 deep in C, whatever the limit
+    # CPython 3.12 and later recurse some 500 deep in C, whatever the limit; 3.10 needs C's stack for every call
     "cached_deeper": ("import sys\nsys.setrecursionlimit(2000)\n" + CACHED, 900),
     "limit": ("import sys\nsys.setrecursionlimit(10000)\n" + DOWN, 5000),
     "nearly_the_limit": ("import sys\nsys.setrecursionlimit(10000)\n" + DOWN, 9900),
@@ -30,7 +30,10 @@ DEEP = {  # name: (program, depth)
 
 
 def test_recursion_as_deep_as_without_the_meter_has_a_cost() -> None:
-    deep = {name: case for name, case in DEEP.items() if name != "cached_deeper" or sys.version_info < (3, 12)}
+    beyond = (
+        "limit_of_millions" if sys.version_info < (3, 11) else "cached_deeper" if sys.version_info >= (3, 12) else ""
+    )
+    deep = {name: case for name, case in DEEP.items() if name != beyond}
     programs = [(program + "def f(n): return g(n)\n", depth) for program, depth in deep.values()]
     with Sandbox(slots=1) as sandbox:
         results = sandbox.run_many([Job(text, "f", (CallTest((depth,), depth),), True) for text, depth in programs])
