@@ -8,14 +8,18 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lightning_dterm.cli import DEBUG_VARIABLE
+
 # How long an example takes is the machine's affair, and says nothing about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
-def no_seed_left_behind() -> Iterator[None]:
-    """``seed_everything`` leaves its seed in the environment, where modules and data of the next test would find it."""
-    os.environ.pop("PL_GLOBAL_SEED", None)
+def nothing_left_behind() -> Iterator[None]:
+    """``seed_everything`` and ``--debug`` leave their word in the environment, where the next test would find it."""
+    for name in ("PL_GLOBAL_SEED", DEBUG_VARIABLE):
+        os.environ.pop(name, None)
     yield
-    os.environ.pop("PL_GLOBAL_SEED", None)
+    for name in ("PL_GLOBAL_SEED", DEBUG_VARIABLE):
+        os.environ.pop(name, None)

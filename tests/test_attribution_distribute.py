@@ -202,7 +202,9 @@ def test_dense_against_a_character_by_character_oracle(case: dict[str, object]) 
                 if math.isnan(score):
                     want = 0.0
                 elif mass > 0:
-                    want = weight / len(tokens) - weight * (1 - score) * blame[token] / mass
+                    want = weight / len(tokens) - weight * (1 - score) * (
+                        blame[token] / mass
+                    )  # the share first: no underflow
                 else:
                     want = weight * score / len(tokens)
                 assert float(parts[row, column, token]) == pytest.approx(want, abs=1e-6)
